@@ -109,7 +109,7 @@ class AlbefRecipe:
             parts=PARTS,
             start="[CLS]",
             smoothing=0.0,
-            tokenizer=lambda config: parts.tokenizer_of(parse(config), "$A", added=()),
+            tokenizer=lambda config: parts.tokenizer_of(parse(config), "$A", extra_tokens=()),
         )
 
     def complete_config(
@@ -117,20 +117,20 @@ class AlbefRecipe:
     ) -> dict[str, Any]:
         tensors = own_names(state)
         fields = {"task": shown_task(tensors), **config}
-        completed = parts.complete(fields, tensors, folder, FAMILY, PARTS)
-        retrieval = completed["task"] in RETRIEVAL_TASKS
-        positions = completed["encoder"]["positions"]
-        completed.setdefault("max_length", RETRIEVAL_TOKENS if retrieval else positions)
-        completed.setdefault("max_words", WORDS_OF.get(completed["task"], MAX_WORDS))
+        full_config = parts.complete(fields, tensors, folder, FAMILY, PARTS)
+        retrieval = full_config["task"] in RETRIEVAL_TASKS
+        positions = full_config["encoder"]["positions"]
+        full_config.setdefault("max_length", RETRIEVAL_TOKENS if retrieval else positions)
+        full_config.setdefault("max_words", WORDS_OF.get(full_config["task"], MAX_WORDS))
         first = "text_encoder.encoder.layer.0.crossattention.self.key.weight"
         types = "text_encoder.embeddings.token_type_embeddings.weight"
-        encoder = completed["encoder"]
+        encoder = full_config["encoder"]
         check_keys(
             FAMILY,
             missing=[] if encoder["token_types"] else [types],
             unexpected=[] if encoder["first_cross_layer"] else [first],
         )
-        return parse(completed).model_dump(mode="json")
+        return parse(full_config).model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         return AlbefNetwork(parse(config))
@@ -139,49 +139,49 @@ class AlbefRecipe:
         return parts.fit_positions(own_names(state), parse(config))
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        parsed = parse(config)
-        tokenizer = parts.tokenizer_of(parsed, "[CLS] $A", added=())
+        settings = parse(config)
+        tokenizer = parts.tokenizer_of(settings, "[CLS] $A", extra_tokens=())
         options: dict[str, Any] = {}
-        if parsed.task == "match":
+        if settings.task == "match":
             options["retrieval_score"] = "match_logit"
-        if parsed.task == "answer":
-            options = parts.ranking_options(parsed, tokenizer, "[CLS]", assets)
+        if settings.task == "answer":
+            options = parts.ranking_options(settings, tokenizer, "[CLS]", assets)
             options["first_word_twice"] = True
         # the original cleans what is asked and said of an image, but not its answers
-        kind: Kind = "question" if parsed.task == "answer" else "caption"
-        clean_first(tokenizer, FAMILY, kind, parsed.max_words)
-        retrieval = parsed.task in RETRIEVAL_TASKS
-        whole = not retrieval and parsed.max_length == parsed.encoder.positions
+        kind: Kind = "question" if settings.task == "answer" else "caption"
+        clean_first(tokenizer, FAMILY, kind, settings.max_words)
+        retrieval = settings.task in RETRIEVAL_TASKS
+        whole = not retrieval and settings.max_length == settings.encoder.positions
         text = wordpiece_input(
-            *(tokenizer, parsed.max_length, assets, parsed.text_cleaning),
+            *(tokenizer, settings.max_length, assets, settings.text_cleaning),
             too_long="refuse" if whole else "cut",
         )
-        labels = LABELS.get(parsed.task, parsed.answers)
+        labels = LABELS.get(settings.task, settings.answers)
         return Served(
-            task=parsed.task, image=parsed.image, text=text, labels=labels, options=options
+            task=settings.task, image=settings.image, text=text, labels=labels, options=options
         )
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         assert isinstance(network, AlbefNetwork)
-        parsed = parse(config)
-        inputs, outputs = graph_inputs(parsed), graph_outputs(parsed)
-        if parsed.task == "answer":
-            assert parsed.decoder is not None
-            decoder, pad_id = network.text_decoder, parsed.vocabulary.index("[PAD]")
+        settings = parse(config)
+        inputs, outputs = graph_inputs(settings), graph_outputs(settings)
+        if settings.task == "answer":
+            assert settings.decoder is not None
+            decoder, pad_id = network.text_decoder, settings.vocabulary.index("[PAD]")
             encoder = GraphPlan(QuestionGraph(network), inputs["encoder"], outputs["encoder"])
             return {
                 "encoder": encoder,
-                "step": step_plan(decoder, parsed.decoder),
-                "score": score_plan(decoder, parsed.decoder, pad_id),
+                "step": step_plan(decoder, settings.decoder),
+                "score": score_plan(decoder, settings.decoder, pad_id),
             }
-        if parsed.task == "ground":
-            return {"model": ground_plan(network, parsed, inputs["model"], outputs["model"])}
+        if settings.task == "ground":
+            return {"model": ground_plan(network, settings, inputs["model"], outputs["model"])}
         modules: dict[str, nn.Module] = {}
-        if parsed.task in ("match", "embed"):
+        if settings.task in ("match", "embed"):
             modules = {"image": parts.ImageGraph(network), "text": TextGraph(network)}
-        if parsed.task == "match":
-            modules["fusion"] = FusionGraph(network, parsed.encoder.first_cross_layer)
-        if parsed.task in ("reason", "entail"):
+        if settings.task == "match":
+            modules["fusion"] = FusionGraph(network, settings.encoder.first_cross_layer)
+        if settings.task in ("reason", "entail"):
             modules["model"] = ClassifierGraph(network)
         return {
             name: GraphPlan(module, inputs[name], outputs[name]) for name, module in modules.items()
@@ -190,9 +190,9 @@ class AlbefRecipe:
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     ) -> dict[str, Tensor]:
-        parsed = parse(config)
-        words, pad_id = len(parsed.vocabulary), parsed.vocabulary.index("[PAD]")
-        inputs = graph_inputs(parsed)[graph]
+        settings = parse(config)
+        words, pad_id = len(settings.vocabulary), settings.vocabulary.index("[PAD]")
+        inputs = graph_inputs(settings)[graph]
         return example_inputs(inputs, sizes, seed, words, pad_id, padded=("answer_ids",))
 
 

@@ -223,20 +223,22 @@ class BlipRecipe:
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
-        named = original_names(state)
-        given = from_transformers(config) if config.get("model_type") == "blip" else config
-        given = {"task": shown_task(named), **given}
-        task = str(given["task"])
-        given = {"max_words": WORDS_OF.get(task, MAX_WORDS), **given}
-        whole = is_pretrained(named)
-        own = of_parts(named, PARTS.get(task, ())) if whole else named
-        completed = parts.complete(given, own, folder, FAMILY, PARTS)
+        tensors = original_names(state)
+        fields = from_transformers(config) if config.get("model_type") == "blip" else config
+        fields = {"task": shown_task(tensors), **fields}
+        task = str(fields["task"])
+        fields = {"max_words": WORDS_OF.get(task, MAX_WORDS), **fields}
+        whole = is_pretrained(tensors)
+        own = of_parts(tensors, PARTS.get(task, ())) if whole else tensors
+        full_config = parts.complete(fields, own, folder, FAMILY, PARTS)
         if whole and task == "match":  # pretraining goes on with the decoder
-            written = of_parts(named, PARTS["caption"])
-            captions = parts.complete(given | {"task": "caption"}, written, folder, FAMILY, PARTS)
-            completed["decoder"] = captions["decoder"]
+            caption_tensors = of_parts(tensors, PARTS["caption"])
+            captions = parts.complete(
+                fields | {"task": "caption"}, caption_tensors, folder, FAMILY, PARTS
+            )
+            full_config["decoder"] = captions["decoder"]
         for name, prefix in (("encoder", "text_encoder."), ("decoder", "text_decoder.bert.")):
-            bert = completed.get(name) or {"first_cross_layer": 0, "token_types": 0}
+            bert = full_config.get(name) or {"first_cross_layer": 0, "token_types": 0}
             first = f"{prefix}encoder.layer.0.crossattention.self.key.weight"
             types = f"{prefix}embeddings.token_type_embeddings.weight"
             check_keys(
@@ -244,74 +246,74 @@ class BlipRecipe:
                 missing=[first] if bert["first_cross_layer"] else [],
                 unexpected=[types] if bert["token_types"] else [],
             )
-        return parse(completed).model_dump(mode="json")
+        return parse(full_config).model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         return VisionTextNetwork(parse(config))
 
     def adapt(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-        named, parsed = original_names(state), parse(config)
-        if is_pretrained(named):
-            decoder = ("text_decoder",) if parsed.decoder else ()
-            named = of_parts(named, (*PARTS[parsed.task], *decoder))
-        return parts.fit_positions(named, parsed)
+        tensors, settings = original_names(state), parse(config)
+        if is_pretrained(tensors):
+            decoder = ("text_decoder",) if settings.decoder else ()
+            tensors = of_parts(tensors, (*PARTS[settings.task], *decoder))
+        return parts.fit_positions(tensors, settings)
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        parsed = parse(config)
-        tokenizer = parts.tokenizer_of(parsed, "[CLS] $A [SEP]", ADDED)
+        settings = parse(config)
+        tokenizer = parts.tokenizer_of(settings, "[CLS] $A [SEP]", ADDED)
         options: dict[str, Any] = {}
-        if parsed.task == "match":
+        if settings.task == "match":
             options["retrieval_score"] = "match_logit + cosine"
-        if parsed.answers:
-            options |= parts.ranking_options(parsed, tokenizer, "[DEC]", assets)
-        elif parsed.task in WRITING:
-            prompt = tokenizer.encode(parsed.prompt, add_special_tokens=False).ids
+        if settings.answers:
+            options |= parts.ranking_options(settings, tokenizer, "[DEC]", assets)
+        elif settings.task in WRITING:
+            prompt = tokenizer.encode(settings.prompt, add_special_tokens=False).ids
             options |= {
                 "tokenizer": f"assets/{TOKENIZER}",
                 "prompt_ids": [tokenizer.token_to_id("[DEC]")]
-                + (prompt if parsed.task == "caption" else []),
+                + (prompt if settings.task == "caption" else []),
                 "end_id": tokenizer.token_to_id("[SEP]"),
-                **(parsed.writing or WRITING[parsed.task]).model_dump(mode="json"),
+                **(settings.writing or WRITING[settings.task]).model_dump(mode="json"),
             }
-        if parsed.task != "caption":  # the original cleans what is said and asked, but no answers
-            kind: Kind = "question" if parsed.task == "answer" else "caption"
-            clean_first(tokenizer, FAMILY, kind, parsed.max_words)
-        text = wordpiece_input(tokenizer, parsed.max_length, assets, parsed.text_cleaning)
+        if settings.task != "caption":  # the original cleans what is said and asked, but no answers
+            kind: Kind = "question" if settings.task == "answer" else "caption"
+            clean_first(tokenizer, FAMILY, kind, settings.max_words)
+        text = wordpiece_input(tokenizer, settings.max_length, assets, settings.text_cleaning)
         return Served(
-            task=parsed.task,
-            image=parsed.image,
-            text=None if parsed.task == "caption" else text,
-            labels=parsed.answers,
+            task=settings.task,
+            image=settings.image,
+            text=None if settings.task == "caption" else text,
+            labels=settings.answers,
             options=options,
         )
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         assert isinstance(network, VisionTextNetwork)
-        parsed, inputs = parse(config), graph_inputs(parse(config))
-        if parsed.task in ("match", "embed"):
-            return matching_plans(network, parsed, inputs)
-        assert parsed.decoder is not None
+        settings, inputs = parse(config), graph_inputs(parse(config))
+        if settings.task in ("match", "embed"):
+            return matching_plans(network, settings, inputs)
+        assert settings.decoder is not None
         encoder: nn.Module = SceneGraph(network)
-        length: int | str = parsed.patches
-        if parsed.task == "answer":
-            encoder, length = QuestionGraph(network, enc_id(parsed)), "text"
+        length: int | str = settings.patches
+        if settings.task == "answer":
+            encoder, length = QuestionGraph(network, enc_id(settings)), "text"
         decoder: TextDecoder = network.text_decoder
-        memory = memory_tensors(parsed.decoder, length)
+        memory = memory_tensors(settings.decoder, length)
         plans = {
             "encoder": GraphPlan(encoder, inputs["encoder"], memory),
-            "step": step_plan(decoder, parsed.decoder),
+            "step": step_plan(decoder, settings.decoder),
         }
         if "score" in inputs:
-            pad_id = parsed.vocabulary.index("[PAD]")
-            plans["score"] = score_plan(decoder, parsed.decoder, pad_id, LABEL_SMOOTHING)
+            pad_id = settings.vocabulary.index("[PAD]")
+            plans["score"] = score_plan(decoder, settings.decoder, pad_id, LABEL_SMOOTHING)
         return plans
 
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     ) -> dict[str, Tensor]:
-        parsed = parse(config)
-        words, pad_id = len(parsed.vocabulary), parsed.vocabulary.index("[PAD]")
-        inputs = graph_inputs(parsed)[graph]
+        settings = parse(config)
+        words, pad_id = len(settings.vocabulary), settings.vocabulary.index("[PAD]")
+        inputs = graph_inputs(settings)[graph]
         return example_inputs(inputs, sizes, seed, words, pad_id, padded=("answer_ids",))
 
 
@@ -352,8 +354,8 @@ def parse(config: Mapping[str, Any]) -> Config:
 
 def trained_caption(text: str) -> str:
     """What is learnt of a caption: pre_caption of coco_karpathy_train."""
-    cleaned = cleaning(FAMILY, "caption").normalize_str(text)
-    return cut_after(MAX_WORDS).normalize_str(cleaned)
+    caption = cleaning(FAMILY, "caption").normalize_str(text)
+    return cut_after(MAX_WORDS).normalize_str(caption)
 
 
 def enc_id(config: Config) -> int:
@@ -362,14 +364,14 @@ def enc_id(config: Config) -> int:
 
 def original_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keys of either layout -> the original's, without the ignored ones and second names."""
-    named: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         for pattern, original in TRANSFORMERS_NAMES:
             name = re.sub(pattern, original, name)
         if not is_ignored(name, IGNORED):
-            named[name] = tensor
-    drop_second_names(named, "text_decoder.")
-    return named
+            tensors[name] = tensor
+    drop_second_names(tensors, "text_decoder.")
+    return tensors
 
 
 def shown_task(state: Mapping[str, Tensor]) -> str:

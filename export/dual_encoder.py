@@ -210,15 +210,15 @@ class DualEncoderRecipe:
         except KeyError as error:
             check_keys(FAMILY, [str(error.args[0])], foreign_keys(state, ("encoder.", "head.")))
             raise
-        completed = dict(config) | {"embedding": embedding}
+        full_config = dict(config) | {"embedding": embedding}
         check_against_tensors(config, {"embedding": embedding})
         for part, sizes in parts.items():
             values = section(config, part)
             check_against_tensors(values, sizes)
-            completed[part] = values | sizes
-        completed["text"].setdefault("heads", TEXT_HEADS)
-        completed["vocabulary"] = vocabulary_of(config, folder)
-        return parse(completed).model_dump(mode="json")
+            full_config[part] = values | sizes
+        full_config["text"].setdefault("heads", TEXT_HEADS)
+        full_config["vocabulary"] = vocabulary_of(config, folder)
+        return parse(full_config).model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         return DualEncoder(parse(config))
@@ -227,28 +227,28 @@ class DualEncoderRecipe:
         return dict(state)
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        parsed = parse(config)
+        settings = parse(config)
         text = wordpiece_input(
-            wordpiece(parsed.vocabulary), parsed.max_length, assets, parsed.text_cleaning
+            wordpiece(settings.vocabulary), settings.max_length, assets, settings.text_cleaning
         )
-        return Served(task="embed", image=parsed.image, text=text)
+        return Served(task="embed", image=settings.image, text=text)
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         assert isinstance(network, DualEncoder)
-        parsed = parse(config)
-        inputs = graph_inputs(parsed)
+        settings = parse(config)
+        inputs = graph_inputs(settings)
         modules = {"image": ImageGraph(network), "text": TextGraph(network)}
         return {
-            name: GraphPlan(module, inputs[name], (vector(name, parsed),))
+            name: GraphPlan(module, inputs[name], (vector(name, settings),))
             for name, module in modules.items()
         }
 
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     ) -> dict[str, Tensor]:
-        parsed = parse(config)
-        words, pad_id = parsed.text.vocabulary, parsed.vocabulary.index("[PAD]")
-        return example_inputs(graph_inputs(parsed)[graph], sizes, seed, words, pad_id)
+        settings = parse(config)
+        words, pad_id = settings.text.vocabulary, settings.vocabulary.index("[PAD]")
+        return example_inputs(graph_inputs(settings)[graph], sizes, seed, words, pad_id)
 
 
 def parse(config: Mapping[str, Any]) -> Config:

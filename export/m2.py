@@ -151,12 +151,12 @@ class MeshedLayer(DecoderLayer):
         x = self.self_att(x, *past) * is_word
         key, value, bias = memory
         gates = (self.fc_alpha1, self.fc_alpha2, self.fc_alpha3)
-        gated = []
+        contexts = []
         for level, gate in enumerate(gates):
             context = self.look(x, key[:, level], value[:, level], bias) * is_word
-            gated.append(context * torch.sigmoid(gate(torch.cat([x, context], dim=-1))))
-        meshed = sum(gated[1:], gated[0]) / LEVELS**0.5
-        out: Tensor = self.pwff(meshed * is_word) * is_word
+            contexts.append(context * torch.sigmoid(gate(torch.cat([x, context], dim=-1))))
+        mixture = sum(contexts[1:], contexts[0]) / LEVELS**0.5
+        out: Tensor = self.pwff(mixture * is_word) * is_word
         return out
 
 
@@ -221,8 +221,8 @@ class M2Recipe:
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
         tensors = parts.without_ignored(state, IGNORED)
-        completed = parts.complete(config, tensors, folder, FAMILY, PARTS, shown)
-        return parse(completed).model_dump(mode="json")
+        full_config = parts.complete(config, tensors, folder, FAMILY, PARTS, shown)
+        return parse(full_config).model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         return Captioner(parse(config))
@@ -231,28 +231,28 @@ class M2Recipe:
         return parts.with_grid(parts.without_ignored(state, IGNORED), parse(config))
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        parsed = parse(config)
-        return parts.served(parsed, parsed.max_regions, assets)
+        settings = parse(config)
+        return parts.served(settings, settings.max_regions, assets)
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         assert isinstance(network, Captioner)
-        parsed = parse(config)
-        sizes, levels = parsed.decoder, (LEVELS,)
-        encoder = EncoderGraph(network, parsed.padded_to)
-        memory = memory_tensors(sizes, parsed.padded_to or "regions", levels)
+        settings = parse(config)
+        sizes, levels = settings.decoder, (LEVELS,)
+        encoder = EncoderGraph(network, settings.padded_to)
+        memory = memory_tensors(sizes, settings.padded_to or "regions", levels)
         plans = {
-            "encoder": GraphPlan(encoder, graph_inputs(parsed)["encoder"], memory),
+            "encoder": GraphPlan(encoder, graph_inputs(settings)["encoder"], memory),
             "step": step_plan(network.decoder, sizes, levels),
         }
-        if parsed.grid:
-            plans["features"] = features_plan(network.grid, parsed.grid)
+        if settings.grid:
+            plans["features"] = features_plan(network.grid, settings.grid)
         return plans
 
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     ) -> dict[str, Tensor]:
-        parsed = parse(config)
-        return example_inputs(graph_inputs(parsed)[graph], sizes, seed, len(parsed.words))
+        settings = parse(config)
+        return example_inputs(graph_inputs(settings)[graph], sizes, seed, len(settings.words))
 
 
 def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:

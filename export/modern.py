@@ -282,26 +282,26 @@ class ModernRecipe:
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
         try:
-            shown = shown_by(state, config.get("head", "fused"))
+            facts = shown_by(state, config.get("head", "fused"))
         except KeyError as error:
             check_keys(FAMILY, [str(error.args[0])], foreign_keys(state, ("encoder.", "head.")))
             raise
-        completed = dict(config)
-        for part, sizes in shown["parts"].items():
+        full_config = dict(config)
+        for part, sizes in facts["parts"].items():
             values = section(config, part)
             check_against_tensors(values, sizes)
-            completed[part] = values | sizes
-        check_against_tensors(config, shown["own"])
-        completed |= shown["own"]
-        completed["text"].setdefault("heads", TEXT_HEADS)
-        completed["vocabulary"] = vocabulary_of(config, folder)
-        parsed = self.parse(completed)
+            full_config[part] = values | sizes
+        check_against_tensors(config, facts["own"])
+        full_config |= facts["own"]
+        full_config["text"].setdefault("heads", TEXT_HEADS)
+        full_config["vocabulary"] = vocabulary_of(config, folder)
+        settings = self.parse(full_config)
         rows = state["head.classifier.weight"].shape[0]
-        if len(parsed.labels) != rows:
+        if len(settings.labels) != rows:
             raise ExportError(
-                f"labels: config.json names {len(parsed.labels)}, the checkpoint has {rows}"
+                f"labels: config.json names {len(settings.labels)}, the checkpoint has {rows}"
             )
-        return parsed.model_dump(mode="json")
+        return settings.model_dump(mode="json")
 
     def parse(self, config: Mapping[str, Any]) -> Config:
         """ExportError names each field that is missing or wrong."""
@@ -314,29 +314,29 @@ class ModernRecipe:
         return dict(state)
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        parsed = self.parse(config)
+        settings = self.parse(config)
         text = wordpiece_input(
-            wordpiece(parsed.vocabulary), parsed.max_length, assets, parsed.text_cleaning
+            wordpiece(settings.vocabulary), settings.max_length, assets, settings.text_cleaning
         )
         return Served(
-            task=parsed.task,
-            image=parsed.image,
+            task=settings.task,
+            image=settings.image,
             text=text,
-            labels=parsed.labels,
-            multi_label=parsed.multi_label,
+            labels=settings.labels,
+            multi_label=settings.multi_label,
         )
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
-        parsed = self.parse(config)
-        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", len(parsed.labels)))
-        return {"model": GraphPlan(network, graph_inputs(parsed), (logits,))}
+        settings = self.parse(config)
+        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", len(settings.labels)))
+        return {"model": GraphPlan(network, graph_inputs(settings), (logits,))}
 
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     ) -> dict[str, Tensor]:
-        parsed = self.parse(config)
-        words, pad_id = parsed.text.vocabulary, parsed.vocabulary.index("[PAD]")
-        return example_inputs(graph_inputs(parsed), sizes, seed, words, pad_id)
+        settings = self.parse(config)
+        words, pad_id = settings.text.vocabulary, settings.vocabulary.index("[PAD]")
+        return example_inputs(graph_inputs(settings), sizes, seed, words, pad_id)
 
 
 def graph_inputs(config: Config) -> tuple[TensorSpec, ...]:

@@ -98,20 +98,20 @@ class ResNetRecipe:
         return torchvision_names(state)
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        parsed = parse(config)
-        return Served(task=parsed.task, image=parsed.image)
+        settings = parse(config)
+        return Served(task=settings.task, image=settings.image)
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         assert isinstance(network, ResNet)
-        parsed = parse(config)
-        size = (parsed.image.height, parsed.image.width)
-        rows, columns = parsed.resnet.feature_map(*size)
-        features = parsed.resnet.features
+        settings = parse(config)
+        size = (settings.image.height, settings.image.width)
+        rows, columns = settings.resnet.feature_map(*size)
+        features = settings.resnet.features
         states = TensorSpec(
             name="image_states", dtype="float32", dims=("batch", rows * columns, features)
         )
         vector = TensorSpec(name="image_embedding", dtype="float32", dims=("batch", features))
-        return {"image": GraphPlan(ImageGraph(network), (image_input(parsed),), (states, vector))}
+        return {"image": GraphPlan(ImageGraph(network), (image_input(settings),), (states, vector))}
 
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int

@@ -69,10 +69,10 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _ids_have_rows(self) -> Self:
-        needed = max([self.pad_id, self.unknown_id, *self.vocabulary.values()]) + 1
-        if 0 < self.vocabulary_size < needed:
+        least_rows = max([self.pad_id, self.unknown_id, *self.vocabulary.values()]) + 1
+        if 0 < self.vocabulary_size < least_rows:
             raise ValueError(
-                f"ids go up to {needed - 1}, but the embedding has {self.vocabulary_size} rows"
+                f"ids go up to {least_rows - 1}, but the embedding has {self.vocabulary_size} rows"
             )
         if min(self.vocabulary.values(), default=0) < 0:
             raise ValueError("vocabulary has a negative id")
@@ -213,22 +213,22 @@ class ResNetGRURecipe:
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
-        shown = shown_by(state)
-        complete = {**config, **shown}
+        sizes = shown_by(state)
+        full_config = {**config, **sizes}
         wrong = [
             f"{name}: config.json says {config[name]}, the checkpoint has {value}"
-            for name, value in shown.items()
+            for name, value in sizes.items()
             if name in config and not _agrees(config[name], value)
         ]
         if isinstance(config.get("vocabulary"), str):
-            complete["vocabulary"] = read_names(folder / config["vocabulary"], "vocabulary")
-        parsed, rows = parse(complete), state["fc.weight"].shape[0]
-        if len(parsed.labels) != rows:
-            count = len(parsed.labels)
+            full_config["vocabulary"] = read_names(folder / config["vocabulary"], "vocabulary")
+        settings, rows = parse(full_config), state["fc.weight"].shape[0]
+        if len(settings.labels) != rows:
+            count = len(settings.labels)
             wrong.append(f"labels: config.json names {count}, the checkpoint has {rows}")
         if wrong:
             raise CheckpointMismatch("; ".join(wrong))
-        return parsed.model_dump(mode="json")
+        return settings.model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         return ResNetGRU(parse(config))
@@ -247,50 +247,50 @@ class ResNetGRURecipe:
         return {name: x for name, x in state.items() if not name.startswith("resnet_model.fc.")}
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        parsed = parse(config)
-        by_id = dict(sorted(parsed.vocabulary.items(), key=lambda item: item[1]))
+        settings = parse(config)
+        by_id = dict(sorted(settings.vocabulary.items(), key=lambda item: item[1]))
         (assets / VOCABULARY).write_text(json.dumps(by_id, indent=0) + "\n", encoding="ascii")
         text = TextInput(
             tokenizer="characters",
             file=f"assets/{VOCABULARY}",
-            max_length=parsed.max_length,
-            pad_id=parsed.pad_id,
-            unknown_id=parsed.unknown_id,
-            pad_to_max=parsed.pooling == "last_step",
-            cleaning=parsed.text_cleaning,
+            max_length=settings.max_length,
+            pad_id=settings.pad_id,
+            unknown_id=settings.unknown_id,
+            pad_to_max=settings.pooling == "last_step",
+            cleaning=settings.text_cleaning,
         )
         return Served(
             task="tag",
-            image=parsed.image,
+            image=settings.image,
             text=text,
-            labels=parsed.labels,
-            multi_label=parsed.multi_label,
+            labels=settings.labels,
+            multi_label=settings.multi_label,
         )
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
-        parsed = parse(config)
-        image = ("batch", 3, parsed.image.height, parsed.image.width)
+        settings = parse(config)
+        image = ("batch", 3, settings.image.height, settings.image.width)
         inputs = [
             TensorSpec(name="image", dtype="float32", dims=image),
             TensorSpec(name="text_ids", dtype="int64", dims=("batch", "text")),
         ]
-        if parsed.pooling == "final_states":
+        if settings.pooling == "final_states":
             inputs.append(TensorSpec(name="text_length", dtype="int64", dims=("batch",)))
-        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", len(parsed.labels)))
+        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", len(settings.labels)))
         return {"model": GraphPlan(network, tuple(inputs), (logits,))}
 
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     ) -> dict[str, Tensor]:
-        parsed, random = parse(config), torch.Generator().manual_seed(seed)
+        settings, random = parse(config), torch.Generator().manual_seed(seed)
         batch, text = sizes["batch"], sizes["text"]
-        image = (batch, 3, parsed.image.height, parsed.image.width)
-        ids = torch.randint(0, parsed.embedding_rows, (batch, text), generator=random)
+        image = (batch, 3, settings.image.height, settings.image.width)
+        ids = torch.randint(0, settings.embedding_rows, (batch, text), generator=random)
         length = torch.randint(1, text + 1, (batch,), generator=random)
         length[0] = max(1, text - 1)  # even a batch of one holds padding
-        ids[torch.arange(text) >= length.unsqueeze(1)] = parsed.pad_id
+        ids[torch.arange(text) >= length.unsqueeze(1)] = settings.pad_id
         inputs = {"image": torch.randn(image, generator=random), "text_ids": ids}
-        if parsed.pooling == "final_states":
+        if settings.pooling == "final_states":
             inputs["text_length"] = length
         return inputs
 
@@ -304,13 +304,13 @@ def shown_by(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The fields of Config that a checkpoint's tensors show; CheckpointMismatch if it is of
     another family."""
     stages = [_count(state, rf"resnet_model\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
-    required = ["resnet_model.conv1.weight", "token_embedding.weight", "fc.weight"]
-    required += ["gru.weight_hh_l0", "gru.weight_hh_l0_reverse", "resfc.weight"]
-    required += [f"resnet_model.layer{index}.0.conv1.weight" for index in (1, 2, 3, 4)]
+    requirements = ["resnet_model.conv1.weight", "token_embedding.weight", "fc.weight"]
+    requirements += ["gru.weight_hh_l0", "gru.weight_hh_l0_reverse", "resfc.weight"]
+    requirements += [f"resnet_model.layer{index}.0.conv1.weight" for index in (1, 2, 3, 4)]
     prefixes = ("resnet_model.", "resfc.", "token_embedding.", "gru.", "fc.")
     check_keys(
         "resnet_gru",
-        missing=[name for name in required if name not in state],
+        missing=[name for name in requirements if name not in state],
         unexpected=[name for name in state if not name.startswith(prefixes)],
     )
     rows, embedding_size = state["token_embedding.weight"].shape
@@ -333,11 +333,11 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
-def _agrees(said: Any, size: Any) -> bool:
+def _agrees(entry: Any, size: Any) -> bool:
     """What config.json says is what the tensors show; parts that it leaves out do not count."""
-    if isinstance(size, dict) and isinstance(said, Mapping):
-        return all(_agrees(value, size.get(name)) for name, value in said.items())
-    return bool(said == size)
+    if isinstance(size, dict) and isinstance(entry, Mapping):
+        return all(_agrees(value, size.get(name)) for name, value in entry.items())
+    return bool(entry == size)
 
 
 RECIPE = ResNetGRURecipe()

@@ -92,8 +92,8 @@ class EncoderLayer(nn.Module):
         self.pwff = FeedForward(sizes)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        attended = self.mhatt(x, *self.mhatt.keys_values(x), bias)
-        encoded: Tensor = self.pwff(self.lnorm(x + attended))
+        context = self.mhatt(x, *self.mhatt.keys_values(x), bias)
+        encoded: Tensor = self.pwff(self.lnorm(x + context))
         return encoded
 
 
@@ -108,8 +108,8 @@ class Combination(nn.Module):
         )
 
     def forward(self, layers: list[Tensor]) -> Tensor:
-        combined: Tensor = layers[-1] + SCALE * self.MLP(torch.cat(layers, dim=-1))
-        return combined
+        output: Tensor = layers[-1] + SCALE * self.MLP(torch.cat(layers, dim=-1))
+        return output
 
 
 class Encoder(nn.Module):
@@ -207,8 +207,8 @@ class S2Recipe:
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
         tensors = parts.without_ignored(state, IGNORED)
-        completed = parts.complete(config, tensors, folder, FAMILY, PARTS, shown)
-        return parse(completed).model_dump(mode="json")
+        full_config = parts.complete(config, tensors, folder, FAMILY, PARTS, shown)
+        return parse(full_config).model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         return Captioner(parse(config))
@@ -217,30 +217,30 @@ class S2Recipe:
         return parts.with_grid(parts.without_ignored(state, IGNORED), parse(config))
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        parsed = parse(config)
-        return parts.served(parsed, parsed.cells, assets)
+        settings = parse(config)
+        return parts.served(settings, settings.cells, assets)
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         assert isinstance(network, Captioner)
-        parsed = parse(config)
-        sizes, inputs = parsed.decoder, graph_inputs(parsed)
-        memory = memory_tensors(sizes, parsed.cells + parsed.clusters)
+        settings = parse(config)
+        sizes, inputs = settings.decoder, graph_inputs(settings)
+        memory = memory_tensors(sizes, settings.cells + settings.clusters)
         plans = {
             "encoder": GraphPlan(EncoderGraph(network), inputs["encoder"], memory),
             "step": step_plan(network.decoder, sizes),
         }
-        if parsed.grid:
-            plans["features"] = features_plan(network.grid, parsed.grid)
+        if settings.grid:
+            plans["features"] = features_plan(network.grid, settings.grid)
         return plans
 
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     ) -> dict[str, Tensor]:
-        parsed = parse(config)
-        drawn = example_inputs(graph_inputs(parsed)[graph], sizes, seed, len(parsed.words))
+        settings = parse(config)
+        inputs = example_inputs(graph_inputs(settings)[graph], sizes, seed, len(settings.words))
         if graph == "encoder":
-            drawn["visual"][0, -1] = 0  # even a batch of one holds padding
-        return drawn
+            inputs["visual"][0, -1] = 0  # even a batch of one holds padding
+        return inputs
 
 
 def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:

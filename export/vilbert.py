@@ -154,8 +154,8 @@ class Config(BaseModel):
     @property
     def head(self) -> str | None:
         """What the task reads; None: the checkpoint lacks it."""
-        named = (name for name in TASKS[self.task].heads if name in (*self.heads, ALIGNMENT))
-        return next(named, None)
+        heads = (name for name in TASKS[self.task].heads if name in (*self.heads, ALIGNMENT))
+        return next(heads, None)
 
 
 class VilbertNetwork(nn.Module):
@@ -219,54 +219,58 @@ class VilbertRecipe:
         return own_names(state)
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        parsed = parse(config)
-        head = required_head(parsed)
-        if parsed.task == "answer" and len(parsed.answers) != parsed.heads[head]:
+        settings = parse(config)
+        head = required_head(settings)
+        if settings.task == "answer" and len(settings.answers) != settings.heads[head]:
             raise ExportError(
-                f"config.json names {len(parsed.answers)} answers, the checkpoint has "
-                f"{parsed.heads[head]}: a list, or a JSON file beside it"
+                f"config.json names {len(settings.answers)} answers, the checkpoint has "
+                f"{settings.heads[head]}: a list, or a JSON file beside it"
             )
-        options: dict[str, Any] = {"global_region": parsed.global_region}
-        if parsed.task == "match":
+        options: dict[str, Any] = {"global_region": settings.global_region}
+        if settings.task == "match":
             options["retrieval_score"] = "match_logit"
         return Served(
-            task=parsed.task,
-            text=text_input(parsed, assets),
-            regions=RegionInput(dim=parsed.region_dim, max_regions=parsed.max_regions, boxes=True),
-            labels=parsed.answers if parsed.task == "answer" else TASKS[parsed.task].labels,
-            multi_label=parsed.task == "answer",
+            task=settings.task,
+            text=text_input(settings, assets),
+            regions=RegionInput(
+                dim=settings.region_dim, max_regions=settings.max_regions, boxes=True
+            ),
+            labels=settings.answers if settings.task == "answer" else TASKS[settings.task].labels,
+            multi_label=settings.task == "answer",
             options=options,
         )
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         assert isinstance(network, VilbertNetwork)
-        parsed = parse(config)
-        inputs, name = graph_inputs(parsed), required_head(parsed)
+        settings = parse(config)
+        inputs, name = graph_inputs(settings), required_head(settings)
         head = network.cls.get_submodule(name) if name == ALIGNMENT else network.get_submodule(name)
         if isinstance(head, parts.ScaledClassifier):
             head = head.plain()
-        if parsed.task == "ground":
+        if settings.task == "ground":
             scores = TensorSpec(name="region_scores", dtype="float32", dims=("batch", "regions"))
             return {"model": GraphPlan(GroundGraph(network.bert, head), inputs["model"], (scores,))}
-        pooled = Pooled(network.bert, parsed.fusion)
-        if parsed.task == "match":
+        pooled = Pooled(network.bert, settings.fusion)
+        if settings.task == "match":
             logits = TensorSpec(name="match_logits", dtype="float32", dims=("batch", 1))
             fusion = FusionGraph(pooled, head, alignment=name == ALIGNMENT)
             return {
-                "text": GraphPlan(TextGraph(network.bert), inputs["text"], (text_states(parsed),)),
+                "text": GraphPlan(
+                    TextGraph(network.bert), inputs["text"], (text_states(settings),)
+                ),
                 "fusion": GraphPlan(fusion, inputs["fusion"], (logits,)),
             }
-        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", parsed.heads[name]))
+        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", settings.heads[name]))
         model = ClassifierGraph(network.bert, pooled, head)
         return {"model": GraphPlan(model, inputs["model"], (logits,))}
 
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     ) -> dict[str, Tensor]:
-        parsed = parse(config)
-        words, pad_id = len(parsed.vocabulary), parsed.vocabulary.index("[PAD]")
-        inputs = graph_inputs(parsed)[graph]
-        return example_inputs(inputs, sizes, seed, words + parsed.task_tokens, pad_id)
+        settings = parse(config)
+        words, pad_id = len(settings.vocabulary), settings.vocabulary.index("[PAD]")
+        inputs = graph_inputs(settings)[graph]
+        return example_inputs(inputs, sizes, seed, words + settings.task_tokens, pad_id)
 
 
 def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
@@ -295,8 +299,8 @@ def text_states(config: Config) -> TensorSpec:
 def required_head(config: Config) -> str:
     """What the task reads. ExportError where the checkpoint lacks it."""
     if config.head is None:
-        wanted = TASKS[config.task].heads[0]
-        raise ExportError(f"task {config.task}: the checkpoint has no head {wanted}")
+        head = TASKS[config.task].heads[0]
+        raise ExportError(f"task {config.task}: the checkpoint has no head {head}")
     return config.head
 
 
@@ -310,9 +314,9 @@ def tokenizer_of(config: Config) -> Tokenizer:
     """Task tokens have the ids after the vocabulary's; the config's own stands after [CLS]."""
     if not config.task_tokens:
         return wordpiece(config.vocabulary)
-    added = [f"[TASK{number}]" for number in range(config.task_tokens)]
-    template = f"[CLS] {added[config.task_token]} $A [SEP]"
-    return wordpiece(config.vocabulary, template, added)
+    task_tokens = [f"[TASK{number}]" for number in range(config.task_tokens)]
+    template = f"[CLS] {task_tokens[config.task_token]} $A [SEP]"
+    return wordpiece(config.vocabulary, template, task_tokens)
 
 
 def complete(
@@ -321,47 +325,47 @@ def complete(
     """``config``, which may hold the original's own, with what the tensors show filled in and the
     files that it names read. CheckpointMismatch where they disagree."""
     try:
-        sizes, shown = two_stream_sizes(state, "bert.encoder."), parts.checkpoint_sizes(state)
+        sizes, fields = two_stream_sizes(state, "bert.encoder."), parts.checkpoint_sizes(state)
     except KeyError as error:
-        known = ("bert.", "cls.", *(f"{name}." for name in parts.OUTPUTS))
-        check_keys(FAMILY, [str(error.args[0])], foreign_keys(state, known))
+        prefixes = ("bert.", "cls.", *(f"{name}." for name in parts.OUTPUTS))
+        check_keys(FAMILY, [str(error.args[0])], foreign_keys(state, prefixes))
         raise
-    words = shown.pop("words")
-    theirs = published_fields(sizes, shown, words)
-    check_against_tensors(config, theirs | shown)
+    words = fields.pop("words")
+    theirs = published_fields(sizes, fields, words)
+    check_against_tensors(config, theirs | fields)
     for name, value in ONLY.items():
         if config.get(name, value) != value:
             raise ExportError(f"config.json: {name} is {config[name]}; only {value} is read")
-    task = config.get("task", "answer" if "vil_prediction" in shown["heads"] else "match")
+    task = config.get("task", "answer" if "vil_prediction" in fields["heads"] else "match")
     if not isinstance(task, str) or task not in TASKS:
         raise ExportError(f"task {task}: {FAMILY} has {', '.join(TASKS)}")
-    max_length = min(TASKS[task].max_length, shown["positions"])
-    said = {"task_token": TASKS[task].task_token, "max_length": max_length, **config}
+    max_length = min(TASKS[task].max_length, fields["positions"])
+    entries = {"task_token": TASKS[task].task_token, "max_length": max_length, **config}
     vocabulary = vocabulary_of(config, folder)
     if len(vocabulary) != words:
         raise ExportError(f"the vocabulary has {len(vocabulary)} tokens, the checkpoint {words}")
     if isinstance(config.get("answers"), str):
-        said["answers"] = read_names(folder / config["answers"], "answers")
-    read = (*theirs, *ONLY, *HEADS_AND_PLACES, "fusion_method")
+        entries["answers"] = read_names(folder / config["answers"], "answers")
+    original_names = (*theirs, *ONLY, *HEADS_AND_PLACES, "fusion_method")
     own = {
         name: value
-        for name, value in said.items()
-        if name not in read and not is_ignored(name, NOT_READ)
+        for name, value in entries.items()
+        if name not in original_names and not is_ignored(name, NOT_READ)
     }
     for name in ("t_biattention_id", "v_biattention_id"):
         if name in config:
             listed(config[name], name)
-    found = {
+    additions = {
         "task": task,
         "vocabulary": vocabulary,
         "encoder": encoder_config(config, sizes),
         "fusion": config.get("fusion_method", config.get("fusion", "mul")),
     }
-    return own | shown | found
+    return own | fields | additions
 
 
 def published_fields(
-    sizes: Mapping[str, Any], shown: Mapping[str, Any], words: int
+    sizes: Mapping[str, Any], fields: Mapping[str, Any], words: int
 ) -> dict[str, Any]:
     """What the original's config.json must say of these tensors, where it says it."""
     text, visual = sizes["text"], sizes["visual"]
@@ -370,15 +374,15 @@ def published_fields(
         "hidden_size": text["hidden"],
         "num_hidden_layers": text["layers"],
         "intermediate_size": text["intermediate"],
-        "max_position_embeddings": shown["positions"],
-        "type_vocab_size": shown["token_types"],
-        "v_feature_size": shown["region_dim"],
+        "max_position_embeddings": fields["positions"],
+        "type_vocab_size": fields["token_types"],
+        "v_feature_size": fields["region_dim"],
         "v_hidden_size": visual["hidden"],
         "v_num_hidden_layers": visual["layers"],
         "v_intermediate_size": visual["intermediate"],
         "bi_hidden_size": sizes["joint_hidden"],
         "dynamic_attention": sizes["gated"],
-        "task_specific_tokens": bool(shown["task_tokens"]),
+        "task_specific_tokens": bool(fields["task_tokens"]),
     }
 
 
@@ -386,7 +390,7 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the ignored keys; ``gamma`` and ``beta`` of old LayerNorms renamed."""
     old = {"gamma": "weight", "beta": "bias"}
     return {
-        re.sub(r"\.(gamma|beta)$", lambda found: f".{old[found[1]]}", name): tensor
+        re.sub(r"\.(gamma|beta)$", lambda match: f".{old[match[1]]}", name): tensor
         for name, tensor in state.items()
         if not is_ignored(name, IGNORED)
     }

@@ -106,31 +106,31 @@ class VisualBertRecipe(SingleStreamRecipe):
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
-        said = {**config, "answers": config["id2label"]} if "id2label" in config else config
-        return super().complete_config(config, transformers_names(state, said), folder)
+        fields = {**config, "answers": config["id2label"]} if "id2label" in config else config
+        return super().complete_config(config, transformers_names(state, fields), folder)
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
-        parsed = self.parse(config)
-        if parsed.task != "pretrain":
+        settings = self.parse(config)
+        if settings.task != "pretrain":
             return super().build(config)
         from transformers import VisualBertForPreTraining
 
-        network: nn.Module = VisualBertForPreTraining(transformers_config(parsed))
+        network: nn.Module = VisualBertForPreTraining(transformers_config(settings))
         return network
 
     def adapt(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-        loaded = super().adapt(transformers_names(state, config), config)
-        return with_second_names(loaded) if self.parse(config).task == "pretrain" else loaded
+        tensors = super().adapt(transformers_names(state, config), config)
+        return with_second_names(tensors) if self.parse(config).task == "pretrain" else tensors
 
 
 def with_second_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """``state`` with both names of every shared parameter. CheckpointMismatch where it has both
     and they differ."""
-    shared = {second: state[name] for second, name in SECOND_NAMES.items() if name in state}
-    for second, tensor in shared.items():
+    copies = {second: state[name] for second, name in SECOND_NAMES.items() if name in state}
+    for second, tensor in copies.items():
         if not torch.equal(state.get(second, tensor), tensor):
             raise CheckpointMismatch(f"{second} must be {SECOND_NAMES[second]}, but differs")
-    return state | shared
+    return state | copies
 
 
 RECIPE = VisualBertRecipe()

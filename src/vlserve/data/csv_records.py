@@ -44,17 +44,17 @@ def read_records(path: Path) -> Iterator[Record]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     csv.field_size_limit(MAX_LINE_BYTES)
     lines = (_decoded(number, raw) for number, raw in read_raw_lines(path))
-    waiting: deque[_Line] = deque()
-    while first := _next(waiting, lines, 0):
-        record, count = _record(first, waiting, lines, delimiter)
+    queue: deque[_Line] = deque()
+    while first := _next(queue, lines, 0):
+        record, count = _record(first, queue, lines, delimiter)
         for _ in range(count):
-            waiting.popleft()
+            queue.popleft()
         if record is not None:
             yield record
 
 
 def _record(
-    first: _Line, waiting: deque[_Line], lines: Iterator[_Line], delimiter: str
+    first: _Line, queue: deque[_Line], lines: Iterator[_Line], delimiter: str
 ) -> tuple[Record | None, int]:
     """Return the record that begins on the first line, and how many lines it has; one, where it is
     broken."""
@@ -65,7 +65,7 @@ def _record(
     def texts() -> Iterator[str]:
         nonlocal count
         while count < MAX_RECORD_LINES:
-            line = _next(waiting, lines, count)
+            line = _next(queue, lines, count)
             if line is None or line.why:
                 return
             count += 1
@@ -80,14 +80,14 @@ def _record(
     return (Record(first.number, cells) if cells else None), count
 
 
-def _next(waiting: deque[_Line], lines: Iterator[_Line], place: int) -> _Line | None:
+def _next(queue: deque[_Line], lines: Iterator[_Line], place: int) -> _Line | None:
     """Return the line at a place of those that wait, where more are read as they are needed."""
-    while len(waiting) <= place:
+    while len(queue) <= place:
         line = next(lines, None)
         if line is None:
             return None
-        waiting.append(line)
-    return waiting[place]
+        queue.append(line)
+    return queue[place]
 
 
 def _decoded(number: int, raw: bytes | None) -> _Line:

@@ -69,7 +69,7 @@ def write_frames(
         ExtraMissing: PyAV is not installed.
     """
     require_extras("video")
-    result, started = Framed(out / LINES), time.monotonic()
+    result, start = Framed(out / LINES), time.monotonic()
     videos = list(_each_once(video for pattern in inputs for video in find_videos(pattern)))
     with written_whole(result.output) as lines, Frames(choice, workers) as frames:
         for video, frame in frames.of(videos):
@@ -81,7 +81,7 @@ def write_frames(
                 show(f"{result.videos} videos, {result.errors.total()} without a frame")
         if not result.videos:
             raise DataError(f"{', '.join(inputs)}: there is no file ending in {', '.join(ENDINGS)}")
-    result.seconds = round(time.monotonic() - started, 3)
+    result.seconds = round(time.monotonic() - start, 3)
     return result
 
 
@@ -146,13 +146,13 @@ class Frames:
 
     def of(self, videos: Iterable[Video]) -> Iterator[tuple[Video, Frame | VideoError]]:
         """Yield each video with its frame, or why it has none."""
-        running: deque[tuple[Video, Future[Frame | VideoError]]] = deque()
+        queue: deque[tuple[Video, Future[Frame | VideoError]]] = deque()
         for video in videos:
-            running.append((video, self._pool.submit(self._read, video)))
-            if len(running) >= _AHEAD * self._workers:
-                first, frame = running.popleft()
+            queue.append((video, self._pool.submit(self._read, video)))
+            if len(queue) >= _AHEAD * self._workers:
+                first, frame = queue.popleft()
                 yield first, frame.result()
-        for video_left, frame in running:
+        for video_left, frame in queue:
             yield video_left, frame.result()
 
     def _read(self, video: Video) -> Frame | VideoError:

@@ -92,7 +92,7 @@ def split_file(
     )
     names = list(shares)
     with ExitStack() as stack:
-        opened = {name: stack.enter_context(written_whole(files[name])) for name in names}
+        writers = {name: stack.enter_context(written_whole(files[name])) for name in names}
         places = iter(groups.of_line)
         for _, _, fields in read_objects(path, LeftOut()):
             if _group_of(fields, group) is None:
@@ -101,7 +101,7 @@ def split_file(
             if own is None:
                 raise DataError(f"{path} has grown while it was read: split it once it is whole")
             name = names[file_of_group[own]]
-            write_object(opened[name], _moved(fields, path.parent, out))
+            write_object(writers[name], _moved(fields, path.parent, out))
             result.items[name] += 1  # type: ignore[index]
             result.labels[name].update(labels_of(fields))
         if next(places, None) is not None:
@@ -128,18 +128,18 @@ def deal(
     order = np.random.default_rng(seed).permutation(len(items))
     large = np.where(items[order] > BIG * min(shares) * items.sum(), -items[order], 0)
     order = order[np.argsort(large, kind="stable")]
-    lacking = np.outer(shares, totals).astype(np.float64)
-    lacking_items = np.asarray(shares) * items.sum()
+    shortfall = np.outer(shares, totals).astype(np.float64)
+    item_shortfall = np.asarray(shares) * items.sum()
     weights = 1 / np.maximum(totals, 1)  # so that a rare label counts as a common one
     file_of_group = np.zeros(len(items), dtype=np.int64)
     for place in order:
         own = np.fromiter(labels[place], dtype=np.int64)
         counts = np.fromiter(labels[place].values(), dtype=np.float64)
-        need = lacking[:, own] @ (counts * weights[own])
-        best = int(np.lexsort((-lacking_items, -need))[0])
+        need = shortfall[:, own] @ (counts * weights[own])
+        best = int(np.lexsort((-item_shortfall, -need))[0])
         file_of_group[place] = best
-        lacking[best, own] -= counts
-        lacking_items[best] -= items[place]
+        shortfall[best, own] -= counts
+        item_shortfall[best] -= items[place]
     return file_of_group
 
 

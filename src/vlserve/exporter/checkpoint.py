@@ -105,24 +105,26 @@ def load_into(network: nn.Module, state: Mapping[str, torch.Tensor], family: str
 def put_into(network: nn.Module, state: Mapping[str, torch.Tensor], family: str) -> None:
     """Give a network these very tensors, instead of a copy of them, where their type is the
     network's; otherwise as `load_into`."""
-    fitting = _fitting(network, state, family)
+    weights = _fitting(network, state, family)
     places = [
-        (module, name, had, f"{prefix}.{name}" if prefix else name)
+        (module, name, original, f"{prefix}.{name}" if prefix else name)
         for prefix, module in network.named_modules(remove_duplicate=False)
         for own in (module._parameters, module._buffers)
-        for name, had in own.items()
-        if had is not None
+        for name, original in own.items()
+        if original is not None
     ]
     tensors: dict[int, torch.Tensor] = {}
     """By the tensor in whose place it comes: one that is in two places stays one."""
-    for _, _, had, full in places:
-        if full in fitting:
-            tensor = fitting[full].detach().to(had.dtype).contiguous()
-            is_parameter = isinstance(had, nn.Parameter)
-            tensors[id(had)] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
-    for module, name, had, _ in places:
-        if id(had) in tensors:
-            setattr(module, name, tensors[id(had)])  # recurrent layers note what is set
+    for _, _, original, full in places:
+        if full in weights:
+            tensor = weights[full].detach().to(original.dtype).contiguous()
+            is_parameter = isinstance(original, nn.Parameter)
+            tensors[id(original)] = (
+                nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+            )
+    for module, name, original, _ in places:
+        if id(original) in tensors:
+            setattr(module, name, tensors[id(original)])  # recurrent layers note what is set
 
 
 def _fitting(
@@ -163,10 +165,10 @@ def _read_shards(path: Path, mapped: bool) -> dict[str, torch.Tensor]:
         if not (path.parent / file).is_file():
             raise CheckpointMismatch(f"{path} names {file}, which is not beside it")
         shard = _read_file(path.parent / file, mapped)
-        lacking = [name for name in names if name not in shard]
-        if lacking:
+        missing_keys = [name for name in names if name not in shard]
+        if missing_keys:
             raise CheckpointMismatch(
-                f"{path.parent / file} lacks {first_names(lacking)}, which {path.name} names"
+                f"{path.parent / file} lacks {first_names(missing_keys)}, which {path.name} names"
             )
         state |= {name: shard[name] for name in names}
     return state
@@ -226,6 +228,6 @@ def _read_torch(path: Path, mapped: bool) -> Any:
 def _check_sums(path: Path) -> None:
     """Hold each member against its checksum, which torch does not."""
     with zipfile.ZipFile(path) as members:
-        damaged = members.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"{damaged} is damaged")
+        member = members.testzip()
+    if member is not None:
+        raise zipfile.BadZipFile(f"{member} is damaged")

@@ -221,12 +221,12 @@ def to_torchscript(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output:
             warnings.filterwarnings(
                 "ignore", rf"`torch\.jit\.{function}\w*` is deprecated", DeprecationWarning
             )
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+        graph = torch.jit.trace(  # type: ignore[no-untyped-call]
             module, arguments, check_trace=False
         )
         with tempfile.TemporaryDirectory(prefix="vlserve-trace-") as folder:
             raw = Path(folder) / "model.pt"  # the file's name is written into it
-            torch.jit.save(traced, str(raw))
+            torch.jit.save(graph, str(raw))
             write_zip(output, _without_debug_records(raw))
 
 

@@ -38,8 +38,8 @@ def pack_echo(
     draft = _draft(model, version, labels)
     requests = drawn_requests(draft)
     with tempfile.TemporaryDirectory(prefix="vlserve-echo-") as scratch:
-        unprobed = pack_archive(Path(scratch), draft, _members(healthy))
-        answers = answer_in_process(unprobed, requests, Path(scratch) / "unpacked")
+        draft_archive = pack_archive(Path(scratch), draft, _members(healthy))
+        answers = answer_in_process(draft_archive, requests, Path(scratch) / "unpacked")
     draft["probes"] = probes_of(draft, requests, answers)
     return pack_archive(out_dir, draft, _members(settings))
 

@@ -100,37 +100,37 @@ def export_archive(
     settings = settings or load_settings()
     _check_request(format, precision, name, version)
     progress(f"reading {checkpoint.name}")
-    trained = read_trained(recipe, checkpoint, config, settings, state_key)
-    for note in trained.notes:
+    source = read_trained(recipe, checkpoint, config, settings, state_key)
+    for note in source.notes:
         progress(note)
     with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
         work = Path(folder)
         (work / "assets").mkdir()
-        serving = _served(trained, work / "assets")
-        if serving.image:
-            check_pixel_scale(serving.image)
-        with nullcontext(converter) if converter else Converter() as converting:
+        interface = _served(source, work / "assets")
+        if interface.image:
+            check_pixel_scale(interface.image)
+        with nullcontext(converter) if converter else Converter() as converter:
             graphs, parity = _prove_graphs(
-                trained, serving, format, precision, work, converting, progress
+                source, interface, format, precision, work, converter, progress
             )
         files = [work / graph.file for graph in graphs.values()]
         files += sorted((work / "assets").iterdir())
         members: dict[str, Member] = {file.relative_to(work).as_posix(): file for file in files}
-        draft = _draft(trained, serving, graphs, parity, settings)
+        draft = _draft(source, interface, graphs, parity, settings)
         draft |= {
-            "model": name or trained.recipe.spec.family,
+            "model": name or source.recipe.spec.family,
             "version": version,
             "precision": precision,
         }
         progress("answering the probes by the archive's own code")
         handlers = settings.folder("handlers")
-        unprobed = pack_archive(work / "unprobed", draft, members, handlers)
+        draft_archive = pack_archive(work / "unprobed", draft, members, handlers)
         requests = list(items) or drawn_requests(draft, handlers)
-        answers = answer_by_archive(unprobed, requests)
+        answers = answer_by_archive(draft_archive, requests)
         draft["probes"] = probes_of(draft, requests, answers, handlers)
         path = pack_archive(out, draft, members, handlers)
     progress(f"packed {path.name}")
-    return ExportReport(path, file_sha256(path), verify_archive(path), parity, trained.notes)
+    return ExportReport(path, file_sha256(path), verify_archive(path), parity, source.notes)
 
 
 def read_trained(
@@ -147,38 +147,38 @@ def read_trained(
     weights = open_checkpoint(checkpoint, state_key, mapped=True)
     config_file = config or checkpoint.parent / "config.json"
     content = _read_config(config_file)
-    published = (
+    image_settings = (
         published_image(config_file.parent) if recipe_object.spec.reads_image_settings else None
     )
-    if published and isinstance(content.get("image", {}), dict):
-        content["image"] = {**published.fields, **content.get("image", {})}
+    if image_settings and isinstance(content.get("image", {}), dict):
+        content["image"] = {**image_settings.fields, **content.get("image", {})}
 
     def load(state: dict[str, Tensor]) -> tuple[dict[str, Any], nn.Module]:
-        complete = recipe_object.complete_config(content, state, config_file.parent)
-        return complete, load_network(recipe_object, state, complete)
+        full_config = recipe_object.complete_config(content, state, config_file.parent)
+        return full_config, load_network(recipe_object, state, full_config)
 
-    prefix, (complete, network) = fit_names(weights, load)
+    prefix, (full_config, network) = fit_names(weights, load)
     return Trained(
         recipe=recipe_object,
         recipe_path=recipe_path(recipe, folder),
         checkpoint=checkpoint,
         state_key=state_key,
         prefix=prefix,
-        config=complete,
+        config=full_config,
         network=network,
         notes=(
             *weights.notes,
             *prefix_note(prefix),
-            *([published.note] if published else []),
+            *([image_settings.note] if image_settings else []),
         ),
     )
 
 
-def _served(trained: Trained, assets: Path) -> Served:
+def _served(source: Trained, assets: Path) -> Served:
     """Return what the recipe says of requests and answers. ExportError where config.json asks for
     what no manifest can say."""
     try:
-        return trained.recipe.serve(trained.config, assets)
+        return source.recipe.serve(source.config, assets)
     except ValidationError as error:
         raise ExportError(f"config.json: {wrong_fields(error, 'config')}") from error
 
@@ -206,8 +206,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _prove_graphs(
-    trained: Trained,
-    serving: Served,
+    source: Trained,
+    interface: Served,
     format: Format,
     precision: str,
     work: Path,
@@ -218,16 +218,16 @@ def _prove_graphs(
     (work / "graphs").mkdir()
     graphs: dict[str, Graph] = {}
     parity: dict[str, Parity] = {}
-    for name, plan in trained.recipe.graphs(trained.network, trained.config).items():
+    for name, plan in source.recipe.graphs(source.network, source.config).items():
         graph = graph_entry(plan, f"graphs/{name}{SUFFIXES[format]}", format)
         progress(f"converting graph {name} to {format}")
         converter.convert(
             Job(
-                recipe=str(trained.recipe_path.resolve()),
-                checkpoint=str(trained.checkpoint.absolute()),
-                state_key=trained.state_key,
-                prefix=trained.prefix,
-                config=trained.config,
+                recipe=str(source.recipe_path.resolve()),
+                checkpoint=str(source.checkpoint.absolute()),
+                state_key=source.state_key,
+                prefix=source.prefix,
+                config=source.config,
                 graph=name,
                 format=format,
                 output=str(work / graph.file),
@@ -235,10 +235,10 @@ def _prove_graphs(
             )
         )
         if format == "onnx" and precision == "fp16":
-            prove(trained, serving, name, plan, graph, work, progress=progress)
+            prove(source, interface, name, plan, graph, work, progress=progress)
             onnx_to_fp16(work / graph.file)
         parity[name] = prove(
-            trained, serving, name, plan, graph, work, TOLERANCE[precision], progress
+            source, interface, name, plan, graph, work, TOLERANCE[precision], progress
         )
         progress(
             f"graph {name} equals the network in {parity[name].cases} unseen shapes "
@@ -249,8 +249,8 @@ def _prove_graphs(
 
 
 def prove(
-    trained: Trained,
-    serving: Served,
+    source: Trained,
+    interface: Served,
     name: str,
     plan: GraphPlan,
     graph: Graph,
@@ -260,15 +260,15 @@ def prove(
 ) -> Parity:
     """Raise ParityFailed unless the graph file under ``root`` answers like the network, as near as
     the family's ``rtol`` and ``atol`` or ``tolerance`` for both, whichever is larger."""
-    exported = example_sizes(plan.inputs)
-    longest = {"text": serving.text.max_length} if serving.text else {}
-    recipe, spec = trained.recipe, trained.recipe.spec
-    shapes = unseen_sizes(exported, longest, exported)
+    export_sizes = example_sizes(plan.inputs)
+    longest = {"text": interface.text.max_length} if interface.text else {}
+    recipe, spec = source.recipe, source.recipe.spec
+    shapes = unseen_sizes(export_sizes, longest, export_sizes)
 
     def cases() -> Iterator[Case]:
         for seed, sizes in enumerate(shapes, start=1):
             progress(f"comparing graph {name} with the network, shape {seed} of {len(shapes)}")
-            yield sizes, recipe.example(name, trained.config, sizes, seed)
+            yield sizes, recipe.example(name, source.config, sizes, seed)
 
     with one_thread():
         backend = open_backend(graph, root, threads=1)
@@ -280,31 +280,31 @@ def prove(
 
 
 def _draft(
-    trained: Trained,
-    serving: Served,
+    source: Trained,
+    interface: Served,
     graphs: Mapping[str, Graph],
     parity: Mapping[str, Parity],
     settings: Settings,
 ) -> dict[str, Any]:
     lock = project_file("requirements.lock", settings.project_dir)
-    spec = trained.recipe.spec
+    spec = source.recipe.spec
     return {
-        "training": trained.config.get("training") or None,
-        "task": serving.task,
+        "training": source.config.get("training") or None,
+        "task": interface.task,
         "family": spec.family,
         "graphs": {name: graph.model_dump(mode="json") for name, graph in graphs.items()},
-        "image": serving.image and serving.image.model_dump(mode="json"),
-        "text": serving.text and serving.text.model_dump(mode="json"),
-        "regions": serving.regions and serving.regions.model_dump(mode="json"),
-        "labels": list(serving.labels),
-        "multi_label": serving.multi_label,
-        "options": dict(serving.options),
+        "image": interface.image and interface.image.model_dump(mode="json"),
+        "text": interface.text and interface.text.model_dump(mode="json"),
+        "regions": interface.regions and interface.regions.model_dump(mode="json"),
+        "labels": list(interface.labels),
+        "multi_label": interface.multi_label,
+        "options": dict(interface.options),
         "parity": {
             "cases": sum(figures.cases for figures in parity.values()),
             "max_abs_diff": max(figures.max_abs_diff for figures in parity.values()),
             "rtol": max(figures.rtol for figures in parity.values()),
             "atol": max(figures.atol for figures in parity.values()),
         },
-        "checkpoint_sha256": checkpoint_sha256(trained.checkpoint),
+        "checkpoint_sha256": checkpoint_sha256(source.checkpoint),
         "lock_sha256": file_sha256(lock) if lock.is_file() else None,
     }

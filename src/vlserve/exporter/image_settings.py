@@ -60,10 +60,10 @@ def check_pixel_scale(image: ImageInput) -> None:
         if all(0 <= value <= 1 and (value > 0 or name == "mean") for value in values):
             continue
         if all(1 <= value <= PIXELS for value in values):
-            scaled = [round(value / PIXELS, DIGITS) for value in values]
+            fractions = [round(value / PIXELS, DIGITS) for value in values]
             raise ExportError(
                 f"image.{name} {list(values)} is of pixels from 0 to 255, but images are scaled to "
-                f"0..1: write {scaled} into config.json"
+                f"0..1: write {fractions} into config.json"
             )
         raise ExportError(
             f"image.{name} {list(values)} cannot be of RGB in 0..1, which images are scaled to: "

@@ -55,24 +55,24 @@ class Measured:
     def assert_equal(self, graph: str) -> None:
         """Raise ParityFailed, listing every mismatch, unless there is none."""
         if self.mismatches:
-            listed = "\n  ".join(str(mismatch) for mismatch in self.mismatches)
+            lines = "\n  ".join(str(mismatch) for mismatch in self.mismatches)
             raise ParityFailed(
                 f"graph {graph} does not answer like the network: {len(self.mismatches)} "
                 f"mismatches in {self.parity.cases} cases (rtol {self.parity.rtol}, "
-                f"atol {self.parity.atol}); no archive was written\n  {listed}"
+                f"atol {self.parity.atol}); no archive was written\n  {lines}"
             )
 
 
-def unseen_sizes(axes: Iterable[str], longest: Sizes, exported: Sizes) -> list[dict[str, int]]:
+def unseen_sizes(axes: Iterable[str], longest: Sizes, export_sizes: Sizes) -> list[dict[str, int]]:
     """Return at least five sizes of the axes, none the exported one: batches of 1 and more, every
     other axis from 1 to its ``longest`` (12 where that is unknown)."""
     names = list(axes)
-    few = _cases(FEW, names, longest, exported)
-    return few if len(few) >= LEAST_CASES else _cases(BATCHES, names, longest, exported)
+    few = _cases(FEW, names, longest, export_sizes)
+    return few if len(few) >= LEAST_CASES else _cases(BATCHES, names, longest, export_sizes)
 
 
 def _cases(
-    batches: Sequence[int], axes: Sequence[str], longest: Sizes, exported: Sizes
+    batches: Sequence[int], axes: Sequence[str], longest: Sizes, export_sizes: Sizes
 ) -> list[dict[str, int]]:
     cases: list[dict[str, int]] = []
     for batch, share in zip(batches, SHARES, strict=True):
@@ -80,7 +80,7 @@ def _cases(
             axis: batch if axis == "batch" else round(1 + share * (longest.get(axis, 12) - 1))
             for axis in axes
         }
-        if sizes not in cases and sizes != exported:
+        if sizes not in cases and sizes != export_sizes:
             cases.append(sizes)
     return cases
 
@@ -96,10 +96,10 @@ def measure(
         for sizes, inputs in cases:
             count += 1
             arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-            running = beside.submit(backend.run, arrays)
+            future = beside.submit(backend.run, arrays)
             references = run_eager(plan, inputs)
             try:
-                outputs = running.result()
+                outputs = future.result()
             except Exception as error:  # an engine's own; a baked-in size ends here
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 mismatches.append(Mismatch(sizes, "every output", f"the graph failed: {lines[-1]}"))
@@ -124,17 +124,17 @@ def run_eager(
 
 
 def compare(
-    got: NDArray[np.float32], expected: NDArray[np.float32], rtol: float, atol: float
+    actual: NDArray[np.float32], expected: NDArray[np.float32], rtol: float, atol: float
 ) -> tuple[float, str | None]:
-    """Return the largest difference, and what is wrong unless got is within
-    ``atol + rtol * |expected|`` of expected everywhere."""
-    if got.shape != expected.shape:
-        return 0.0, f"shape {got.shape}, the network has {expected.shape}"
+    """Return the largest difference, and what is wrong unless ``actual`` is within
+    ``atol + rtol * |expected|`` of ``expected`` everywhere."""
+    if actual.shape != expected.shape:
+        return 0.0, f"shape {actual.shape}, the network has {expected.shape}"
     if not np.isfinite(expected).all():
         return 0.0, "the network's own output is not finite"
-    if not np.isfinite(got).all():
+    if not np.isfinite(actual).all():
         return 0.0, "not finite"
-    difference = np.abs(got.astype(np.float64) - expected)
+    difference = np.abs(actual.astype(np.float64) - expected)
     largest = float(difference.max(initial=0.0))
     over = difference > atol + rtol * np.abs(expected)
     if not over.any():

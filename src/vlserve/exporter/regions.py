@@ -184,8 +184,8 @@ class _Array(np.ndarray[Any, np.dtype[Any]]):
             holds = isinstance(content, bytes) and len(content) == size * dtype.itemsize
         if not holds or min(shape, default=0) < 0:
             raise ValueError(f"an array {shape} of {dtype} that is not all there")
-        checked: Any = (int(version), shape, dtype, bool(column_major), content)
-        super().__setstate__(checked)
+        fields: Any = (int(version), shape, dtype, bool(column_major), content)
+        super().__setstate__(fields)
 
 
 class _ArrayType:

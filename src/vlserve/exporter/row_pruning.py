@@ -44,26 +44,26 @@ def _move_up(graph: ir.Graph, gather: ir.Node) -> int:
     source = gather.inputs[0]
     assert source is not None and source.shape is not None
     above = _above(graph, gather, source.shape)
-    moved = [node for node in graph if node in above]
-    products = sum(node.op_type == "MatMul" for node in moved)
+    nodes = [node for node in graph if node in above]
+    products = sum(node.op_type == "MatMul" for node in nodes)
     if not products:
         return 0
     new_values: dict[ir.Value, ir.Value] = {}
-    for value in _entering(moved, source.shape):
+    for value in _entering(nodes, source.shape):
         own = ir.node(gather.op_type, [value, *gather.inputs[1:]], dict(gather.attributes))
         own.outputs[0].type = value.type
         own.outputs[0].shape = _shape_of_taken(gather, value)
         graph.insert_before(gather, own)
         new_values[value] = own.outputs[0]
-    for node in moved:
+    for node in nodes:
         for place, input_value in enumerate(node.inputs):
             if input_value in new_values:
                 node.replace_input_with(place, new_values[input_value])
         node.outputs[0].shape = _shape_of_taken(gather, node.outputs[0])
         if node.op_type == "LayerNormalization":
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
-    graph.remove(moved)
-    graph.insert_before(gather, moved)
+    graph.remove(nodes)
+    graph.insert_before(gather, nodes)
     gather.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
     graph.remove(gather, safe=True)
     return products
@@ -105,11 +105,11 @@ def _dimensions(value: ir.Value | None) -> int | None:
     return None if value is None or value.shape is None else len(value.shape)
 
 
-def _entering(moved: list[ir.Node], rows: ir.Shape) -> Iterator[ir.Value]:
-    """Yield values with rows that ``moved`` take from elsewhere, once each."""
-    inputs = dict.fromkeys(value for node in moved for value in node.inputs)
+def _entering(nodes: list[ir.Node], rows: ir.Shape) -> Iterator[ir.Value]:
+    """Yield values with rows that ``nodes`` take from elsewhere, once each."""
+    inputs = dict.fromkeys(value for node in nodes for value in node.inputs)
     for value in inputs:
-        if value is not None and value.producer() not in moved and _has_rows(value, rows):
+        if value is not None and value.producer() not in nodes and _has_rows(value, rows):
             yield value
 
 

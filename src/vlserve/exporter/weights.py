@@ -116,12 +116,12 @@ def fit_names(
             return prefix, attempt(state)
         except CheckpointMismatch as error:
             refusals.append((prefix, error))
-    (_, as_read), (prefix, without) = refusals[0], refusals[-1]
+    (_, first), (prefix, last) = refusals[0], refusals[-1]
     if not prefix:
-        raise as_read
+        raise first
     raise CheckpointMismatch(
-        f"{as_read}; without the prefix {prefix} of every key: {without}"
-    ) from as_read
+        f"{first}; without the prefix {prefix} of every key: {last}"
+    ) from first
 
 
 def without_prefix(state: State, prefix: str) -> dict[str, torch.Tensor]:
@@ -199,13 +199,13 @@ def _is_optimizer(content: Any) -> bool:
 def _chosen(names: tuple[str, ...]) -> str:
     if len(names) == 1:
         return names[0]
-    for preferred in PREFERRED:
-        under = [name for name in names if name.split(".")[0] == preferred]
+    for key in PREFERRED:
+        under = [name for name in names if name.split(".")[0] == key]
         if len(under) == 1:
             return under[0]
-    trained = [name for name in names if not AVERAGED.search(name)]
-    if len(trained) == 1:
-        return trained[0]
+    candidates = [name for name in names if not AVERAGED.search(name)]
+    if len(candidates) == 1:
+        return candidates[0]
     raise CheckpointMismatch(
         f"holds weights under {len(names)} keys, {first_names(names)}: --state KEY chooses"
     )
@@ -214,24 +214,24 @@ def _chosen(names: tuple[str, ...]) -> str:
 def _plain_names(state: State) -> Weights:
     """Return the names of the network's own parameters, without what torch's wrappers put in."""
     parallel = any(name.startswith(PARALLEL) for name in state)
-    renamed: dict[str, torch.Tensor] = {}
-    dropped: set[str] = set()
+    tensors: dict[str, torch.Tensor] = {}
+    omissions: set[str] = set()
     for name, tensor in state.items():
         if name == AVERAGE_COUNT and parallel:
-            dropped.add(name)
+            omissions.add(name)
             continue
         parts = name.split(".")
         plain = ".".join(part for part in parts if part not in INSERTED)
-        dropped |= {f"{part}." for part in parts if part in INSERTED}
+        omissions |= {f"{part}." for part in parts if part in INSERTED}
         if plain.startswith(PARALLEL):
             plain = plain.removeprefix(PARALLEL)
-            dropped.add(PARALLEL)
-        if plain in renamed:
-            raise CheckpointMismatch(f"two of the keys are {plain} without {', '.join(dropped)}")
-        renamed[plain] = tensor
-    if not dropped:
-        return Weights(renamed)
-    return Weights(renamed, (f"the keys are read without {', '.join(sorted(dropped))}",))
+            omissions.add(PARALLEL)
+        if plain in tensors:
+            raise CheckpointMismatch(f"two of the keys are {plain} without {', '.join(omissions)}")
+        tensors[plain] = tensor
+    if not omissions:
+        return Weights(tensors)
+    return Weights(tensors, (f"the keys are read without {', '.join(sorted(omissions))}",))
 
 
 def _without_prefixes(

@@ -25,9 +25,9 @@ def read_vocabulary(path: Path) -> list[str]:
 
     ExportError where there is neither, and for a tokenizer that is not read.
     """
-    published = path.with_name(TOKENIZER)
-    if path.name == VOCABULARY and not path.exists() and published.exists():
-        path = published
+    tokenizer_file = path.with_name(TOKENIZER)
+    if path.name == VOCABULARY and not path.exists() and tokenizer_file.exists():
+        path = tokenizer_file
     if path.suffix == ".json":
         return _tokens_of(read_json(path, f"vocabulary {path.name}"), path.name)
     try:
@@ -53,32 +53,33 @@ def _tokens_of(content: Any, file: str) -> list[str]:
         ids = {token["id"]: token["content"] for token in parts.get("added_tokens", ())}
         ids |= {place: token for token, place in vocabulary.items()}
         last = max(vocabulary.values(), default=-1)
-        lacking = next(place for place in range(last + 2) if place not in ids or place > last)
+        gap = next(place for place in range(last + 2) if place not in ids or place > last)
     except (KeyError, TypeError) as error:
         raise ExportError(f"{file} is no tokenizer's: {error!r}") from error
-    if lacking <= last:
-        raise ExportError(f"{file} has no token of id {lacking}")
-    return [str(ids[place]) for place in range(lacking)]
+    if gap <= last:
+        raise ExportError(f"{file} has no token of id {gap}")
+    return [str(ids[place]) for place in range(gap)]
 
 
 def wordpiece(
-    vocabulary: Sequence[str], template: str = "[CLS] $A [SEP]", added: Sequence[str] = ()
+    vocabulary: Sequence[str], template: str = "[CLS] $A [SEP]", extra_tokens: Sequence[str] = ()
 ) -> Tokenizer:
-    """Return bert-base-uncased's tokenizer over ``vocabulary`` (id = place), ``added`` special
-    tokens after it; ``template`` may name them. ExportError where the vocabulary lacks a special
-    token or repeats one."""
+    """Return bert-base-uncased's tokenizer over ``vocabulary`` (id = place), the special tokens
+    ``extra_tokens`` after it; ``template`` may name them. ExportError where the vocabulary lacks a
+    special token or repeats one."""
     ids = {token: place for place, token in enumerate(vocabulary)}
-    lacking = [token for token in SPECIAL if token not in ids]
-    if lacking or len(ids) < len(vocabulary):
+    missing_tokens = [token for token in SPECIAL if token not in ids]
+    if missing_tokens or len(ids) < len(vocabulary):
         raise ExportError(f"vocabulary repeats a token, or lacks one of {', '.join(SPECIAL)}")
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_special_tokens([*SPECIAL, *added])
-    put_in = ("[CLS]", "[SEP]", *(token for token in added if token in template))
+    tokenizer.add_special_tokens([*SPECIAL, *extra_tokens])
+    template_tokens = ("[CLS]", "[SEP]", *(token for token in extra_tokens if token in template))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[(token, tokenizer.token_to_id(token)) for token in put_in]
+        single=template,
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in template_tokens],
     )
     return tokenizer
 

@@ -201,5 +201,5 @@ def ground_plan(
     itm = config.grad_cam == "itm"
     kind = MatchGroundGraph if itm else CosineGroundGraph
     cam = match_grad_cam(network, config) if itm else cosine_grad_cam(network, config)
-    traced = kind(network, config, cam.scripted())
-    return GraphPlan(kind(network, config, cam), inputs, outputs, traced)
+    scripted_graph = kind(network, config, cam.scripted())
+    return GraphPlan(kind(network, config, cam), inputs, outputs, scripted_graph)

@@ -87,7 +87,7 @@ def complete(
     CheckpointMismatch for another family's tensors, or where config.json says otherwise than they
     do.
     """
-    unexpected = [name for name in state if not name.startswith(parts)]
+    unexpected_keys = [name for name in state if not name.startswith(parts)]
     heads = config.get("heads", HEADS)
     try:
         words, _ = state["decoder.word_emb.weight"].shape
@@ -99,17 +99,17 @@ def complete(
             **show(state),
         }
     except KeyError as error:
-        check_keys(family, [str(error.args[0])], unexpected)
+        check_keys(family, [str(error.args[0])], unexpected_keys)
         raise
-    check_keys(family, [], unexpected)
+    check_keys(family, [], unexpected_keys)
     check_against_tensors(config, sizes)
     vocabulary = _read_words(config.get("words", WORDS), folder)
     if len(vocabulary) != words:
         raise CheckpointMismatch(f"words: there are {len(vocabulary)}, the checkpoint has {words}")
-    completed = {**config, **sizes, "words": vocabulary}
+    full_config = {**config, **sizes, "words": vocabulary}
     if config.get("grid") is not None:
-        completed["grid"] = complete_grid(config["grid"], folder)
-    return completed
+        full_config["grid"] = complete_grid(config["grid"], folder)
+    return full_config
 
 
 def _layer_sizes(
@@ -147,8 +147,8 @@ def _read_words(value: Any, folder: Path) -> list[Any]:
     return list(value)
 
 
-def without_ignored(state: Mapping[str, Tensor], ignored: tuple[str, ...]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if not is_ignored(name, ignored)}
+def without_ignored(state: Mapping[str, Tensor], patterns: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not is_ignored(name, patterns)}
 
 
 def with_grid(state: dict[str, Tensor], config: CaptionerConfig) -> dict[str, Tensor]:

@@ -157,8 +157,8 @@ class Transform(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden, eps)
 
     def forward(self, state: Tensor) -> Tensor:
-        transformed: Tensor = self.LayerNorm(gelu(self.dense(state)))
-        return transformed
+        output: Tensor = self.LayerNorm(gelu(self.dense(state)))
+        return output
 
 
 class LogitsGraph(nn.Module):
@@ -214,54 +214,54 @@ class SingleStreamRecipe(ABC):
     ) -> dict[str, Any]:
         own = self.config_type.model_fields
         ours = from_transformers(config, own) if "model_type" in config else dict(config)
-        completed = complete(ours, state, folder, self.spec.family)
-        return dict(self.parse(completed).model_dump(mode="json"))
+        full_config = complete(ours, state, folder, self.spec.family)
+        return dict(self.parse(full_config).model_dump(mode="json"))
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
-        parsed = self.parse(config)
-        return SingleStreamNetwork(parsed, self.trunk(parsed))
+        settings = self.parse(config)
+        return SingleStreamNetwork(settings, self.trunk(settings))
 
     def adapt(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-        parsed = self.parse(config)
+        settings = self.parse(config)
         tensors = {name: x for name, x in state.items() if not is_ignored(name, self.ignored)}
-        return tensors | (grid_state(parsed.grid) if parsed.grid else {})
+        return tensors | (grid_state(settings.grid) if settings.grid else {})
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        parsed = self.parse(config)
-        field = CLASSES.get(parsed.task)
+        settings = self.parse(config)
+        field = CLASSES.get(settings.task)
         if field is None:
             raise ExportError(
-                f"a checkpoint of the task {parsed.task} has no head that answers requests: "
+                f"a checkpoint of the task {settings.task} has no head that answers requests: "
                 f"train one for {' or '.join(TASKS)}"
             )
-        labels: tuple[str, ...] = getattr(parsed, field)
+        labels: tuple[str, ...] = getattr(settings, field)
         if not labels:
             raise ExportError(f"config.json names no {field}: a list, or a JSON file beside it")
         return Served(
-            task=parsed.task,
-            image=parsed.grid.image if parsed.grid else None,
-            text=text_input(parsed, assets),
-            regions=parsed.regions,
+            task=settings.task,
+            image=settings.grid.image if settings.grid else None,
+            text=text_input(settings, assets),
+            regions=settings.regions,
             labels=labels,
-            multi_label=parsed.multi_label,
+            multi_label=settings.multi_label,
         )
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         assert isinstance(network, SingleStreamNetwork)
-        parsed = self.parse(config)
-        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", parsed.classes))
-        model = LogitsGraph(network, parsed.task)
-        plans = {"model": GraphPlan(model, graph_inputs(parsed)["model"], (logits,))}
-        if parsed.grid:
-            plans["features"] = features_plan(network.grid, parsed.grid)
+        settings = self.parse(config)
+        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", settings.classes))
+        model = LogitsGraph(network, settings.task)
+        plans = {"model": GraphPlan(model, graph_inputs(settings)["model"], (logits,))}
+        if settings.grid:
+            plans["features"] = features_plan(network.grid, settings.grid)
         return plans
 
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     ) -> dict[str, Tensor]:
-        parsed = self.parse(config)
-        words, pad_id = len(parsed.vocabulary), parsed.vocabulary.index("[PAD]")
-        return example_inputs(graph_inputs(parsed)[graph], sizes, seed, words, pad_id)
+        settings = self.parse(config)
+        words, pad_id = len(settings.vocabulary), settings.vocabulary.index("[PAD]")
+        return example_inputs(graph_inputs(settings)[graph], sizes, seed, words, pad_id)
 
 
 def graph_inputs(config: SingleStreamConfig) -> dict[str, tuple[TensorSpec, ...]]:
@@ -309,19 +309,19 @@ def complete(
         if name in config and config[name] != value
     ]
     most = min(MAX_LENGTH, sizes["encoder"]["positions"])
-    completed = {"max_length": most, **config, **sizes}
-    field = CLASSES.get(completed["task"])
-    if field and isinstance(completed.get(field), str):
-        completed[field] = read_names(folder / completed[field], field)
-    count = len(listed(completed.get(field) or (), field)) if field else 0
+    full_config = {"max_length": most, **config, **sizes}
+    field = CLASSES.get(full_config["task"])
+    if field and isinstance(full_config.get(field), str):
+        full_config[field] = read_names(folder / full_config[field], field)
+    count = len(listed(full_config.get(field) or (), field)) if field else 0
     if count and count != sizes["classes"]:
         wrong.append(f"{field}: config.json names {count}, the checkpoint has {sizes['classes']}")
     if wrong:
         raise CheckpointMismatch("; ".join(wrong))
-    completed["vocabulary"] = vocabulary_of(config, folder)
+    full_config["vocabulary"] = vocabulary_of(config, folder)
     if config.get("grid"):
-        completed["grid"] = complete_grid(config["grid"], folder, state)
-    return completed
+        full_config["grid"] = complete_grid(config["grid"], folder, state)
+    return full_config
 
 
 def _shown(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -352,9 +352,9 @@ def from_transformers(config: Mapping[str, Any], own: Collection[str]) -> dict[s
     from transformers import VisualBertConfig
 
     theirs = VisualBertConfig(**{name: x for name, x in config.items() if name not in own})
-    for name, supported in (("hidden_act", "gelu"), ("bypass_transformer", False)):
-        if (value := getattr(theirs, name)) != supported:
-            raise ExportError(f"config.json: {name} is {value}; only {supported} is read")
+    for name, default in (("hidden_act", "gelu"), ("bypass_transformer", False)):
+        if (value := getattr(theirs, name)) != default:
+            raise ExportError(f"config.json: {name} is {value}; only {default} is read")
     encoder = BertConfig(
         vocabulary=theirs.vocab_size,
         positions=theirs.max_position_embeddings,

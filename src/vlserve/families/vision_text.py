@@ -111,21 +111,23 @@ def complete(
         raise ExportError(f"task {config['task']}: {family} has {', '.join(parts_of)}")
     parts = parts_of[config["task"]]
     prefixes = tuple(f"{part}." for part in parts)
-    unexpected = [name for name in state if name not in parts and not name.startswith(prefixes)]
+    unexpected_keys = [
+        name for name in state if name not in parts and not name.startswith(prefixes)
+    ]
     try:
         fields = _shown(config, state, parts)
     except KeyError as error:
-        check_keys(family, [str(error.args[0])], unexpected)
+        check_keys(family, [str(error.args[0])], unexpected_keys)
         raise
-    check_keys(family, [], unexpected)
+    check_keys(family, [], unexpected_keys)
     check_against_tensors(config, fields)
     side = int((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5) * fields["vision"]["patch"]
     image = {"height": side, "width": side, "mean": CLIP_MEAN, "std": CLIP_STD}
-    completed = {**config, **fields, "image": image | section(config, "image")}
-    completed["vocabulary"] = vocabulary_of(config, folder)
+    full_config = {**config, **fields, "image": image | section(config, "image")}
+    full_config["vocabulary"] = vocabulary_of(config, folder)
     if isinstance(config.get("answers"), str):
-        completed["answers"] = read_names(folder / config["answers"], "answers")
-    return completed
+        full_config["answers"] = read_names(folder / config["answers"], "answers")
+    return full_config
 
 
 def _shown(
@@ -222,9 +224,9 @@ def text_inputs() -> tuple[TensorSpec, TensorSpec]:
     )
 
 
-def tokenizer_of(config: VisionTextConfig, template: str, added: Sequence[str]) -> Tokenizer:
+def tokenizer_of(config: VisionTextConfig, template: str, extra_tokens: Sequence[str]) -> Tokenizer:
     """Make the tokenizer. ExportError where its tokens are not as many as the checkpoint's."""
-    tokenizer = wordpiece(config.vocabulary, template, added)
+    tokenizer = wordpiece(config.vocabulary, template, extra_tokens)
     for bert in (config.encoder, config.decoder):
         if bert and bert.vocabulary != tokenizer.get_vocab_size():
             raise ExportError(

@@ -50,7 +50,7 @@ def bert_sizes(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     count = count_layers(state, layers)
     vocabulary, hidden = state[f"{embeddings}word_embeddings.weight"].shape
     cross = [f"{layers}{index}.crossattention.self.key.weight" for index in range(count)]
-    crossing = [index for index, name in enumerate(cross) if name in state]
+    cross_layers = [index for index, name in enumerate(cross) if name in state]
     token_types = state.get(f"{embeddings}token_type_embeddings.weight")
     return {
         "vocabulary": vocabulary,
@@ -59,8 +59,8 @@ def bert_sizes(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
         "hidden": hidden,
         "layers": count,
         "intermediate": state[f"{layers}0.intermediate.dense.weight"].shape[0],
-        "first_cross_layer": min(crossing, default=count),
-        "memory_hidden": state[cross[crossing[0]]].shape[1] if crossing else hidden,
+        "first_cross_layer": min(cross_layers, default=count),
+        "memory_hidden": state[cross[cross_layers[0]]].shape[1] if cross_layers else hidden,
     }
 
 
@@ -102,8 +102,8 @@ class AddNorm(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden, eps)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        normed: Tensor = self.LayerNorm(self.dense(x) + residual)
-        return normed
+        output: Tensor = self.LayerNorm(self.dense(x) + residual)
+        return output
 
 
 class Attention(nn.Module):
@@ -123,9 +123,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (…, tokens, hidden) -> the same shape."""
         query = split_heads(self.self.query(x), self.heads)
-        attended = merge_heads(self.self.attention_map(query, key, bias) @ value)
-        updated: Tensor = self.output(attended, x)
-        return updated
+        context = merge_heads(self.self.attention_map(query, key, bias) @ value)
+        output: Tensor = self.output(context, x)
+        return output
 
 
 class Intermediate(nn.Module):
@@ -150,8 +150,8 @@ class Layer(nn.Module):
         self.output = AddNorm(config.intermediate, config.hidden, config.layer_norm_eps)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        updated: Tensor = self.output(self.intermediate(x), x)
-        return updated
+        output: Tensor = self.output(self.intermediate(x), x)
+        return output
 
     def forward(self, x: Tensor, bias: Tensor | None, memory: Tensor | None) -> Tensor:
         """Compute x (batch, tokens, hidden) after this layer; memory (batch, memory tokens,

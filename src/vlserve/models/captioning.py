@@ -73,8 +73,8 @@ class MultiHeadAttention(nn.Module):
         """Queries x (…, tokens, hidden) -> the same shape."""
         query = split_heads(self.attention.fc_q(x), self.heads)
         context = merge_heads(self.map(query, key, bias) @ value)
-        attended: Tensor = self.layer_norm(x + self.attention.fc_o(context))
-        return attended
+        output: Tensor = self.layer_norm(x + self.attention.fc_o(context))
+        return output
 
 
 class FeedForward(nn.Module):
@@ -87,8 +87,8 @@ class FeedForward(nn.Module):
         self.layer_norm = nn.LayerNorm(sizes.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        transformed: Tensor = self.layer_norm(x + self.fc2(F.relu(self.fc1(x))))
-        return transformed
+        output: Tensor = self.layer_norm(x + self.fc2(F.relu(self.fc1(x))))
+        return output
 
 
 class DecoderLayer(nn.Module, ABC):

@@ -97,11 +97,11 @@ class CoAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """text (batch, text, hidden), visual (batch, regions, hidden), masks without the last axis
         -> both streams, of the same shapes."""
-        regions, regions_seen = self.keys.of_visual(visual, visual_mask)
-        words, words_seen = self.keys.of_text(text, text_mask)
+        regions, region_mask = self.keys.of_visual(visual, visual_mask)
+        words, word_mask = self.keys.of_text(text, text_mask)
         return (
-            self.text(text, *self.text.keys_values(regions), mask_bias(regions_seen)),
-            self.visual(visual, *self.visual.keys_values(words), mask_bias(words_seen)),
+            self.text(text, *self.text.keys_values(regions), mask_bias(region_mask)),
+            self.visual(visual, *self.visual.keys_values(words), mask_bias(word_mask)),
         )
 
 
@@ -133,14 +133,14 @@ class JointEncoder(nn.Module):
     ) -> Tensor:
         """One attention over both streams, x (batch, text + regions, hidden) -> the same."""
         keys, bias = self.reduce(x, text_mask, visual_mask)
-        attended: Tensor = attention(x, *attention.keys_values(keys), bias)
-        return attended
+        output: Tensor = attention(x, *attention.keys_values(keys), bias)
+        return output
 
     def reduce(self, x: Tensor, text_mask: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return what x (batch, text + regions, hidden) attends to, (batch, keys, hidden), and what
         to add to its scores, (batch, 1, 1, keys)."""
         length = text_mask.shape[1]
-        words, words_seen = self.keys.of_text(x[:, :length], text_mask)
-        regions, regions_seen = self.keys.of_visual(x[:, length:], visual_mask)
-        bias = mask_bias(torch.cat([words_seen, regions_seen], dim=1))
+        words, word_mask = self.keys.of_text(x[:, :length], text_mask)
+        regions, region_mask = self.keys.of_visual(x[:, length:], visual_mask)
+        bias = mask_bias(torch.cat([word_mask, region_mask], dim=1))
         return torch.cat([words, regions], dim=1), bias

@@ -25,8 +25,8 @@ class Transform(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden, config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        transformed: Tensor = self.LayerNorm(F.gelu(self.dense(x)))
-        return transformed
+        output: Tensor = self.LayerNorm(F.gelu(self.dense(x)))
+        return output
 
 
 class Predictions(nn.Module):

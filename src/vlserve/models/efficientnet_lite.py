@@ -97,8 +97,8 @@ class Block(nn.Module):
         y = F.relu6(self._bn0(self._expand_conv(x))) if self.widens else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
-        narrowed: Tensor = x + y if self.adds else y
-        return narrowed
+        output: Tensor = x + y if self.adds else y
+        return output
 
 
 class EfficientNetLite(nn.Module):

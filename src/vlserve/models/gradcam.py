@@ -74,7 +74,7 @@ class AttentionGradCam(nn.Module):
         return graph
 
 
-def free_sizes(taken: Collection[int], number: int) -> list[int]:
-    """Return small sizes that differ from each other and from all ``taken``: symbolic tracing gives
-    equal sizes one symbol."""
-    return list(islice((size for size in count(5) if size not in taken), number))
+def free_sizes(exclusions: Collection[int], number: int) -> list[int]:
+    """Return small sizes that differ from each other and from all ``exclusions``: symbolic tracing
+    gives equal sizes one symbol."""
+    return list(islice((size for size in count(5) if size not in exclusions), number))

@@ -15,9 +15,9 @@ def count_layers(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({match[1] for name in state if (match := pattern.match(name))})
 
 
-def is_ignored(name: str, ignored: Iterable[str]) -> bool:
-    """Return whether one of the regular expressions of ``ignored`` matches the whole key."""
-    return any(re.fullmatch(pattern, name) for pattern in ignored)
+def is_ignored(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether one of the regular expressions of ``patterns`` matches the whole key."""
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def drop_alias(state: dict[str, Tensor], alias: str, name: str) -> None:
@@ -38,9 +38,9 @@ def check_keys(family: str, missing: Sequence[str], unexpected: Sequence[str]) -
         raise CheckpointMismatch(f"not a {family} checkpoint: {'; '.join(wrong)}")
 
 
-def foreign_keys(state: Mapping[str, Tensor], known: tuple[str, ...]) -> list[str]:
-    """Return the keys that begin with none of the prefixes ``known``."""
-    return [name for name in state if not name.startswith(known)]
+def foreign_keys(state: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> list[str]:
+    """Return the keys that begin with none of the ``prefixes``."""
+    return [name for name in state if not name.startswith(prefixes)]
 
 
 def first_names(names: Sequence[str], limit: int = 3) -> str:

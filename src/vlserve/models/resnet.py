@@ -195,10 +195,10 @@ def resnet_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     )
     width = state["conv1.weight"].shape[0]
     channels = [state[name].shape[0] for name in firsts]
-    doubled = [width * 2**index for index in range(stages)]
+    defaults = [width * 2**index for index in range(stages)]
     return {
         "block": "Bottleneck" if "layer1.0.conv3.weight" in state else "BasicBlock",
         "layers": [count_layers(state, f"layer{index}.") for index in range(1, stages + 1)],
         "width": width,
-        "channels": [] if channels == doubled else channels,
+        "channels": [] if channels == defaults else channels,
     }

@@ -93,14 +93,14 @@ def encoder_config(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[
         "v_biattention_id": places["visual"],
     }
     default |= _completed(config.get("encoder"))
-    said = {name: config.get(name, default[name]) for name in HEADS_AND_PLACES}
+    values = {name: config.get(name, default[name]) for name in HEADS_AND_PLACES}
     return {
-        "text": text | {"heads": said["num_attention_heads"]},
-        "visual": visual | {"heads": said["v_num_attention_heads"]},
+        "text": text | {"heads": values["num_attention_heads"]},
+        "visual": visual | {"heads": values["v_num_attention_heads"]},
         "joint_hidden": joint,
-        "joint_heads": said["bi_num_attention_heads"],
-        "text_connections": list(said["t_biattention_id"]),
-        "visual_connections": list(said["v_biattention_id"]),
+        "joint_heads": values["bi_num_attention_heads"],
+        "text_connections": list(values["t_biattention_id"]),
+        "visual_connections": list(values["v_biattention_id"]),
         "gated": sizes["gated"],
     }
 
@@ -172,9 +172,9 @@ class CoAttention(nn.Module):
         """What the text's tokens see, (batch, text, joint); what the regions see."""
         query1, key1, value1 = self._split(self.query1, self.key1, self.value1, visual)
         query2, key2, value2 = self._split(self.query2, self.key2, self.value2, text)
-        seen_by_text = self.text_to_visual(query2, key1, visual_bias) @ value1
-        seen_by_visual = self.visual_to_text(query1, key2, text_bias) @ value2
-        return merge_heads(seen_by_text), merge_heads(seen_by_visual)
+        text_context = self.text_to_visual(query2, key1, visual_bias) @ value1
+        visual_context = self.visual_to_text(query1, key2, text_bias) @ value2
+        return merge_heads(text_context), merge_heads(visual_context)
 
     def _split(self, query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -> list[Tensor]:
         return [split_heads(linear(x), self.heads) for linear in (query, key, value)]
@@ -192,11 +192,11 @@ class CoOutput(nn.Module):
         self.LayerNorm2 = nn.LayerNorm(text.hidden, text.layer_norm_eps)
 
     def forward(
-        self, text: Tensor, seen_by_text: Tensor, visual: Tensor, seen_by_visual: Tensor
+        self, text: Tensor, text_context: Tensor, visual: Tensor, visual_context: Tensor
     ) -> tuple[Tensor, Tensor]:
         return (
-            self.LayerNorm2(self.dense2(seen_by_text) + text),
-            self.LayerNorm1(self.dense1(seen_by_visual) + visual),
+            self.LayerNorm2(self.dense2(text_context) + text),
+            self.LayerNorm1(self.dense1(visual_context) + visual),
         )
 
 
@@ -217,8 +217,8 @@ class Connection(nn.Module):
         self, text: Tensor, text_bias: Tensor, visual: Tensor, visual_bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         """States of both streams -> the same shapes."""
-        seen_by_text, seen_by_visual = self.biattention(text, text_bias, visual, visual_bias)
-        text, visual = self.biOutput(text, seen_by_text, visual, seen_by_visual)
+        text_context, visual_context = self.biattention(text, text_bias, visual, visual_bias)
+        text, visual = self.biOutput(text, text_context, visual, visual_context)
         return (
             self.t_output(self.t_intermediate(text), text),
             self.v_output(self.v_intermediate(visual), visual),
@@ -249,18 +249,18 @@ class TwoStreamEncoder(nn.Module):
         """States of `text_alone`, embeddings of regions (batch, regions, visual hidden), masks:
         1 where there is something -> the last states of text and regions."""
         text_bias, visual_bias = mask_bias(text_mask), mask_bias(visual_mask)
-        text_done, visual_done = self.text_connections[0], 0
+        text_start, visual_start = self.text_connections[0], 0
         for connection, text_next, visual_next in zip(
             self.c_layer, self.text_connections, self.visual_connections, strict=True
         ):
-            text = self._text(text, text_bias, text_done, text_next)
+            text = self._text(text, text_bias, text_start, text_next)
             mean = self._mean(text, text_mask)
-            visual = self._visual(visual, visual_bias, mean, visual_done, visual_next)
+            visual = self._visual(visual, visual_bias, mean, visual_start, visual_next)
             text, visual = connection(text, text_bias, visual, visual_bias)
-            text_done, visual_done = text_next, visual_next
+            text_start, visual_start = text_next, visual_next
         mean = self._mean(text, text_mask)
-        visual = self._visual(visual, visual_bias, mean, visual_done, len(self.v_layer))
-        return self._text(text, text_bias, text_done, len(self.layer)), visual
+        visual = self._visual(visual, visual_bias, mean, visual_start, len(self.v_layer))
+        return self._text(text, text_bias, text_start, len(self.layer)), visual
 
     def _mean(self, text: Tensor, mask: Tensor) -> Tensor | None:
         """(batch, hidden), of the tokens that are no padding; None where no gate asks for it."""

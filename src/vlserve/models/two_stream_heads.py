@@ -73,8 +73,8 @@ class RegionEmbeddings(nn.Module):
 
     def forward(self, visual: Tensor, boxes: Tensor) -> Tensor:
         """visual (batch, regions, dim), boxes (batch, regions, 5) -> (batch, regions, hidden)."""
-        located = self.image_embeddings(visual) + self.image_location_embeddings(boxes)
-        embedded: Tensor = self.LayerNorm(located)
+        features = self.image_embeddings(visual) + self.image_location_embeddings(boxes)
+        embedded: Tensor = self.LayerNorm(features)
         return embedded
 
 
@@ -95,8 +95,8 @@ class Transform(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden, EPS)
 
     def forward(self, states: Tensor) -> Tensor:
-        transformed: Tensor = self.LayerNorm(F.gelu(self.dense(states)))
-        return transformed
+        output: Tensor = self.LayerNorm(F.gelu(self.dense(states)))
+        return output
 
 
 class WordScores(nn.Module):

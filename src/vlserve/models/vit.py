@@ -52,8 +52,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, hidden) -> the same."""
         query, key, value = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        attended: Tensor = self.proj(merge_heads(self.attention_map(query, key) @ value))
-        return attended
+        output: Tensor = self.proj(merge_heads(self.attention_map(query, key) @ value))
+        return output
 
 
 class Mlp(nn.Module):
@@ -63,8 +63,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(config.intermediate, config.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        transformed: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return transformed
+        output: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return output
 
 
 class Block(nn.Module):

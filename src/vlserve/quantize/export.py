@@ -51,15 +51,15 @@ def export_int8(
     both."""
     with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
         report = export_archive(recipe, checkpoint, Path(folder), progress=progress, **options)
-        quantised = quantise_archive(report.path, calibration, out, clock=clock, progress=progress)
+        result = quantise_archive(report.path, calibration, out, clock=clock, progress=progress)
     return Int8Report(
-        quantised.path,
-        quantised.sha256,
-        quantised.manifest,
+        result.path,
+        result.sha256,
+        result.manifest,
         report.parity,
         report.notes,
-        quantised.faster,
-        quantised.verdict,
+        result.faster,
+        result.verdict,
     )
 
 
@@ -149,13 +149,13 @@ def _pack(
     work: Path,
     out: Path,
     manifest: Manifest,
-    chosen: Chosen,
-    **said: Any,
+    choice: Chosen,
+    **fields: Any,
 ) -> Path:
     """Return the fp32 archive with the chosen graphs in place of its own."""
     members = {name: work / "fp32" / name for name in manifest.files}
-    members |= {manifest.graphs[name].file: variant.file for name, variant in chosen.items()}
-    draft = draft_of(manifest) | {"precision": "int8", "probes": []} | said
+    members |= {manifest.graphs[name].file: variant.file for name, variant in choice.items()}
+    draft = draft_of(manifest) | {"precision": "int8", "probes": []} | fields
     return pack_members(out, draft, members)
 
 
@@ -165,9 +165,9 @@ def _packed_with_probes(
     """Pack with probes whose answers are the INT8 archive's own; ``out`` gets it whole or not at
     all."""
     entry = {"quantization": quantization.model_dump(mode="json")}
-    unprobed = _pack(work, work / "unprobed", manifest, choice, **entry)
+    draft_archive = _pack(work, work / "unprobed", manifest, choice, **entry)
     requests = [probe.fields for probe in manifest.probes]
-    answers = answer_by_archive(unprobed, requests)
+    answers = answer_by_archive(draft_archive, requests)
     handlers = work / "fp32" / "handlers"
     probes = probes_of(manifest.model_dump(mode="json"), requests, answers, handlers)
     return _pack(work, out, manifest, choice, probes=probes, **entry)

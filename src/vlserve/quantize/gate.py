@@ -55,9 +55,9 @@ class Verdict:
         """At most one answer in a hundred differs, or one; the metric falls by at most half a
         point, or by one item."""
         differ = self.answers - self.agreed
-        allowed = max(DROP, 1 / self.items)
+        limit = max(DROP, 1 / self.items)
         return differ <= max(1, (1 - AGREEMENT) * self.answers + 1e-9) and (
-            self.fp32 - self.int8 <= allowed + 1e-9
+            self.fp32 - self.int8 <= limit + 1e-9
         )
 
     def __str__(self) -> str:
@@ -125,8 +125,8 @@ def open_gate(archive: Path, manifest: Manifest, lines: Sequence[Line], folder: 
 
 def _answers(archive: Path, requests: Sequence[Mapping[str, Any]]) -> list[Answer | None]:
     """Return an answer to each request; None where it is refused."""
-    numbered = ({"id": at, "fields": fields} for at, fields in enumerate(requests))
-    return [line.get("answer") for line in answer_offline(archive, numbered, BATCH)]
+    entries = ({"id": at, "fields": fields} for at, fields in enumerate(requests))
+    return [line.get("answer") for line in answer_offline(archive, entries, BATCH)]
 
 
 def _firsts(manifest: Manifest, answers: Sequence[Answer | None]) -> tuple[Any, ...]:

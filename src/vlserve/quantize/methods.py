@@ -87,11 +87,11 @@ def prepare(source: Path, folder: Path, batches: Sequence[Arrays]) -> Prepared:
 
 
 def quantise(
-    prepared: Prepared, method: Method, output: Path, excluded: Collection[str] = ()
+    graph: Prepared, method: Method, output: Path, exclusions: Collection[str] = ()
 ) -> None:
-    """Write the graph with every node that ``method`` quantises, but the ``excluded`` ones."""
-    model = onnx.load(prepared.file)
-    nodes = [node for node in prepared.nodes if node.name not in excluded]
+    """Write the graph with every node that ``method`` quantises, but the ``exclusions``."""
+    model = onnx.load(graph.file)
+    nodes = [node for node in graph.nodes if node.name not in exclusions]
     convolutions = {node.name for node in nodes if node.op in CONVOLUTIONS}
     products = {node.name for node in nodes if node.op in PRODUCTS}
     still = convolutions | _between(model, convolutions) if method != "dynamic" else set()
@@ -99,7 +99,7 @@ def quantise(
         still |= products
     with _quiet():
         if still:
-            model = _static(prepared, sorted(still), output)
+            model = _static(graph, sorted(still), output)
         if method != "static" and products:
             model = _dynamic(model, sorted(products), output)
     strip_provenance(model)
@@ -107,18 +107,18 @@ def quantise(
     output.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _static(prepared: Prepared, nodes: list[str], output: Path) -> onnx.ModelProto:
+def _static(graph: Prepared, nodes: list[str], output: Path) -> onnx.ModelProto:
     quantize_static(
-        str(prepared.file),
+        str(graph.file),
         str(output),
-        _Batches(prepared.batches),
+        _Batches(graph.batches),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=[*CONVOLUTIONS, *BETWEEN, *PRODUCTS],
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         nodes_to_quantize=nodes,
-        calibration_cache_path=prepared.ranges,
+        calibration_cache_path=graph.ranges,
     )
     return onnx.load(output)
 

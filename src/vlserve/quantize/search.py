@@ -77,26 +77,28 @@ def search(
 ) -> Found:
     """Return the first plan that passes. ExportError with a table of the worst nodes where none
     does, or without one where none is faster than fp32."""
-    ranked = {name: _faster_first(graphs[name], of_graph) for name, of_graph in candidates.items()}
-    first = Plan({name: variants[0] for name, variants in ranked.items()})
+    rankings = {
+        name: _faster_first(graphs[name], of_graph) for name, of_graph in candidates.items()
+    }
+    first = Plan({name: variants[0] for name, variants in rankings.items()})
     if first.faster(weights) < FASTER:
         raise ExportError(
             f"int8 makes the archive {first.faster(weights):.2f} times as fast as fp32, and "
             f"{FASTER} times is the least: {_speeds(candidates)}; export in fp32"
         )
     order = count()
-    waiting = [(-first.faster(weights), next(order), first)]
+    queue = [(-first.faster(weights), next(order), first)]
     methods_so_far = {first.methods}
     guilty: dict[Methods, list[Guilt]] = {}
     best: Verdict | None = None
-    for plans_asked in range(1, MOST_PLANS + 1):
-        if not waiting:
+    for attempts in range(1, MOST_PLANS + 1):
+        if not queue:
             break
-        _, _, plan = heapq.heappop(waiting)
+        _, _, plan = heapq.heappop(queue)
         verdict = judge(plan.chosen)
         say(f"{describe(plan.chosen)}: {verdict}" + ("" if verdict.passed else ", refused"))
         if verdict.passed:
-            return Found(plan.chosen, verdict, plans_asked)
+            return Found(plan.chosen, verdict, attempts)
         if best is None or verdict.agreed > best.agreed:
             best = verdict
         if plan.methods not in guilty:
@@ -104,13 +106,13 @@ def search(
             guilty[plan.methods] = _guilt(graphs, plan)
         followers = _with_more_left_out(graphs, plan, guilty[plan.methods], clock)
         if plan.left_out == 0:
-            slower = _with_slower_methods(ranked, plan)
+            slower = _with_slower_methods(rankings, plan)
             followers += [each for each in slower if each.methods not in methods_so_far]
             methods_so_far |= {each.methods for each in slower}
         for follower in followers:
             faster = follower.faster(weights)
             if faster >= FASTER:
-                heapq.heappush(waiting, (-faster, next(order), follower))
+                heapq.heappush(queue, (-faster, next(order), follower))
     raise ExportError(
         f"int8 changes the answers too much: at best {best}; at least 99 % of the first answers "
         "(or all but one) must agree, and the metric may fall by 0.5 points or one item. "
@@ -173,24 +175,24 @@ def _leaving_out(
     clock: Clock,
 ) -> Plan | None:
     """Return a plan with nodes left out; None where a graph does not run so."""
-    excluded = excluded_in(groups)
+    exclusions = excluded_in(groups)
     choice: dict[str, Variant] = {}
     for name, variant in plan.chosen.items():
-        if variant.method is None or name not in excluded:
+        if variant.method is None or name not in exclusions:
             choice[name] = variant
             continue
-        files = graphs[name].without(variant.method, excluded[name], clock)
+        files = graphs[name].without(variant.method, exclusions[name], clock)
         if files is None:
             return None
         choice[name] = files
     return Plan(choice, len(groups), order)
 
 
-def _with_slower_methods(ranked: Mapping[str, list[Variant]], plan: Plan) -> list[Plan]:
+def _with_slower_methods(rankings: Mapping[str, list[Variant]], plan: Plan) -> list[Plan]:
     """Return plans in which one graph's method is the next slower one; the last is fp32."""
     return [
         Plan({**plan.chosen, name: variants[variants.index(plan.chosen[name]) + 1]})
-        for name, variants in ranked.items()
+        for name, variants in rankings.items()
         if plan.chosen[name] != variants[-1]
     ]
 

@@ -75,16 +75,16 @@ class GraphVariants:
             self._made[method, frozenset()] = variant
         return [self._made[method, frozenset()] for method in usable]
 
-    def without(self, method: Method, excluded: Excluded, clock: Clock) -> Variant | None:
+    def without(self, method: Method, exclusions: Excluded, clock: Clock) -> Variant | None:
         """Return the graph with these nodes left in float, timed against fp32; None where it does
         not run."""
-        key = (method, excluded)
+        key = (method, exclusions)
         if key not in self._made:
-            file = self._write(method, excluded)
+            file = self._write(method, exclusions)
             if not self._runs(file):
                 return None
             fp32, time = clock(self.graph, [self.source, file], self.feeds)
-            self._made[key] = Variant(method, excluded, file, fp32 / time)
+            self._made[key] = Variant(method, exclusions, file, fp32 / time)
         return self._made[key]
 
     def guilt(self, method: Method) -> list[Guilt]:
@@ -104,10 +104,10 @@ class GraphVariants:
             variants.append(Guilt(self.name, group, distance(outputs, references)))
         return variants
 
-    def _write(self, method: Method, excluded: Excluded) -> Path:
+    def _write(self, method: Method, exclusions: Excluded) -> Path:
         file = self._folder / f"{len(list(self._folder.glob('variant-*')))}.onnx"
         file = file.with_name(f"variant-{file.name}")
-        quantise(self._prepared, method, file, excluded)
+        quantise(self._prepared, method, file, exclusions)
         return file
 
     def _runs(self, file: Path) -> bool:
@@ -127,13 +127,13 @@ class GraphVariants:
         )
 
 
-def distance(got: Arrays, expected: Arrays) -> float:
-    """Return the largest relative difference over the outputs, |got - expected| / |expected|;
-    infinite where shapes differ, or what is finite in one is not in the other. Masked places may
-    hold -inf in both."""
+def distance(actual: Arrays, expected: Arrays) -> float:
+    """Return the largest relative difference over the outputs, |actual - expected| /
+    |expected|; infinite where shapes differ, or what is finite in one is not in the other. Masked
+    places may hold -inf in both."""
     worst = 0.0
     for name, reference in expected.items():
-        ours = got[name]
+        ours = actual[name]
         if ours.shape != reference.shape:
             return float("inf")
         finite = np.isfinite(reference)

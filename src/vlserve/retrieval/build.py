@@ -89,13 +89,13 @@ def build_index(
         _encode(folder, corpus, queries, work, progress)
         shards = sorted(work.glob("*.npz"))
         index = Path(scratch) / "index"
-        stored = store(shards, [item.id for item in corpus.items], index)
-        bad_lines = _bad_lines(corpus, stored)
-        refuse_mostly_bad(data, len({corpus.items[row].line for row in stored.rows}), bad_lines)
-        progress(f"packing {len(stored.rows)} items")
+        contents = store(shards, [item.id for item in corpus.items], index)
+        bad_lines = _bad_lines(corpus, contents)
+        refuse_mostly_bad(data, len({corpus.items[row].line for row in contents.rows}), bad_lines)
+        progress(f"packing {len(contents.rows)} items")
         members = _members(folder, manifest, index, handlers)
-        unprobed = pack_members(Path(scratch) / "unprobed", draft, members)
-        answers = answer_by_archive(unprobed, requests)
+        draft_archive = pack_members(Path(scratch) / "unprobed", draft, members)
+        answers = answer_by_archive(draft_archive, requests)
         draft["probes"] = probes_of(draft, requests, answers, handlers)
         path = pack_members(out, draft, members)
         size = sum(file.stat().st_size for file in index.iterdir())
@@ -104,32 +104,32 @@ def build_index(
         path=path,
         sha256=file_sha256(path),
         of=corpus.kind,
-        items=len(stored.rows),
+        items=len(contents.rows),
         bytes=size,
-        search=_search(stored, manifest, corpus.kind),
-        kept=stored.dtypes,
+        search=_search(contents, manifest, corpus.kind),
+        kept=contents.dtypes,
         bad_lines=bad_lines,
     )
 
 
-def _bad_lines(corpus: Corpus, stored: Stored) -> tuple[BadLine, ...]:
+def _bad_lines(corpus: Corpus, contents: Stored) -> tuple[BadLine, ...]:
     """Return what was left out of the corpus, in the order of its lines."""
-    refused = [
+    refusals = [
         BadLine(str(corpus.path), corpus.items[row].line, f"{corpus.items[row].id}: {why}")
-        for row, why in stored.refused.items()
+        for row, why in contents.refused.items()
     ]
-    return tuple(sorted((*corpus.bad_lines, *refused), key=lambda bad: bad.line))
+    return tuple(sorted((*corpus.bad_lines, *refusals), key=lambda bad: bad.line))
 
 
-def _is_fused(manifest: Manifest, kind: Kind, rerank: int, called: str) -> bool:
+def _is_fused(manifest: Manifest, kind: Kind, rerank: int, name: str) -> bool:
     """Return whether ``fusion`` says which items go best with a query."""
     if manifest.task not in TASKS:
-        raise DataError(f"{called} serves task {manifest.task}: index one of {' or '.join(TASKS)}")
+        raise DataError(f"{name} serves task {manifest.task}: index one of {' or '.join(TASKS)}")
     if not encode.takes(manifest, kind):
-        raise DataError(f"{called} takes no {kind}s: --of says what of the items is embedded")
+        raise DataError(f"{name} takes no {kind}s: --of says what of the items is embedded")
     fused = bool(rerank) and "fusion" in manifest.graphs
     if not fused and not _embeds(manifest, kind):
-        raise DataError(f"{called} makes no vectors of {kind}s: rerank must not be 0")
+        raise DataError(f"{name} makes no vectors of {kind}s: rerank must not be 0")
     return fused
 
 
@@ -138,10 +138,10 @@ def _embeds(manifest: Manifest, kind: str) -> bool:
     return graph is not None and any(tensor.name == f"{kind}_embedding" for tensor in graph.outputs)
 
 
-def _search(stored: Stored, manifest: Manifest, kind: Kind) -> str:
+def _search(contents: Stored, manifest: Manifest, kind: Kind) -> str:
     if not _embeds(manifest, kind):
         return "fusion of all"
-    return "exact" if len(stored.rows) <= EXACT_UP_TO else "faiss HNSW"
+    return "exact" if len(contents.rows) <= EXACT_UP_TO else "faiss HNSW"
 
 
 def _queries(draft: Mapping[str, Any], kind: Kind, handlers: Folder) -> list[dict[str, Any]]:
@@ -172,13 +172,13 @@ def _facts(archive: Path, corpus: Corpus, fused: bool) -> dict[str, Any]:
 def _work_folder(out: Path, draft: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
     """Return the folder of the shards of a run that has not ended, emptied of those of another."""
     work = out / f".{draft['model']}-{draft['version']}.shards"
-    saved = work / "facts.json"
+    facts_file = work / "facts.json"
     facts_text = json.dumps(facts, sort_keys=True)
-    if saved.is_file() and saved.read_text(encoding="utf-8") == facts_text:
+    if facts_file.is_file() and facts_file.read_text(encoding="utf-8") == facts_text:
         return work
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    saved.write_text(facts_text, encoding="utf-8")
+    facts_file.write_text(facts_text, encoding="utf-8")
     return work
 
 
@@ -241,9 +241,9 @@ def _started(
 def _members(folder: Path, manifest: Manifest, index: Path, handlers: Folder) -> dict[str, Member]:
     """Return the archive's own members, so that queries go through the code that the items went
     through; with the task's file and the index."""
-    left_out = {f"handlers/{manifest.task}.py", TORCHSERVE_MANIFEST, MANIFEST}
+    exclusions = {f"handlers/{manifest.task}.py", TORCHSERVE_MANIFEST, MANIFEST}
     members: dict[str, Member] = {
-        name: folder / name for name in manifest.files if name not in left_out
+        name: folder / name for name in manifest.files if name not in exclusions
     }
     task = "handlers/retrieve.py"
     members[task] = frozen_code("retrieve", handlers)[task]

@@ -54,9 +54,9 @@ def read_corpus(path: Path, kind: Kind | None = None) -> Corpus:
             line = parse_object(raw)
             kind = kind or _kind_of(line)
             new = _items_of(line, kind, path.parent, number)
-            repeated = next((item.id for item in new if item.id in items), None)
-            if repeated is not None:
-                raise ValueError(f"id {repeated} is on line {items[repeated].line} already")
+            duplicate = next((item.id for item in new if item.id in items), None)
+            if duplicate is not None:
+                raise ValueError(f"id {duplicate} is on line {items[duplicate].line} already")
         except ValueError as error:
             bad.append(BadLine(str(path), number, str(error)))
             continue

@@ -92,22 +92,22 @@ class Encoder:
 
     def shard(self, items: Sequence[Fields], first: int) -> Arrays:
         """Encode items whose rows begin at ``first``."""
-        refused: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         samples: dict[int, Sample] = {}
         for row, fields in enumerate(items, start=first):
             try:
                 samples[row] = self._side(self._kind).sample(fields)
             except (RequestError, OSError, ValueError) as error:
-                refused[row] = str(error)
+                reasons[row] = str(error)
         outputs: dict[int, Arrays] = {}
         rows = list(samples)
         for start in range(0, len(rows), BATCH):
             chunk = rows[start : start + BATCH]
-            outputs |= self._outputs({row: samples[row] for row in chunk}, refused)
+            outputs |= self._outputs({row: samples[row] for row in chunk}, reasons)
         shard: Arrays = {
             "rows": np.array(list(outputs), dtype=np.int64),
-            "refused_rows": np.array(list(refused), dtype=np.int64),
-            "refused": np.array(list(refused.values()), dtype=np.str_),
+            "refused_rows": np.array(list(reasons), dtype=np.int64),
+            "refused": np.array(list(reasons.values()), dtype=np.str_),
         }
         if not outputs:
             return shard
@@ -139,10 +139,10 @@ class Encoder:
                 exact = {name: shard[name][None, start:end] for name in self.kept}
                 mask = np.ones((1, end - start), dtype=np.int64)
                 exact[{"image": "visual_mask", "text": "text_mask"}[self._kind]] = mask
-                rounded = {name: _as_half(x).astype(x.dtype) for name, x in exact.items()}
+                half_precision = {name: _as_half(x).astype(x.dtype) for name, x in exact.items()}
                 logits = [
                     self._task.run("fusion", query | own)["match_logits"][0, -1]
-                    for own in (exact, rounded)
+                    for own in (exact, half_precision)
                 ]
                 changes.append(abs(float(logits[0]) - float(logits[1])))
         return float(np.max(changes)) if np.isfinite(changes).all() else np.inf
@@ -160,18 +160,18 @@ class Encoder:
         names: frozenset[str] = self._side(kind).names
         return outputs | names
 
-    def _outputs(self, samples: Mapping[int, Sample], refused: dict[int, str]) -> dict[int, Arrays]:
+    def _outputs(self, samples: Mapping[int, Sample], reasons: dict[int, str]) -> dict[int, Arrays]:
         """Return the outputs of each row; where the batch fails each runs alone, and those that
         fail are refused."""
         try:
             arrays = self._through(self._kind, list(samples.values()))
         except Exception as error:  # each graph engine has its own
             if len(samples) > 1:
-                alone = [self._outputs({row: sample}, refused) for row, sample in samples.items()]
+                alone = [self._outputs({row: sample}, reasons) for row, sample in samples.items()]
                 return {
                     row: item_outputs for sample in alone for row, item_outputs in sample.items()
                 }
-            refused |= dict.fromkeys(samples, f"the model failed on this item: {error}")
+            reasons |= dict.fromkeys(samples, f"the model failed on this item: {error}")
             return {}
         return {row: self._item(arrays, place) for place, row in enumerate(samples)}
 
@@ -184,9 +184,9 @@ class Encoder:
     def _item(self, arrays: Arrays, place: int) -> Arrays:
         """Return one item's arrays, without the padding that its neighbours gave it."""
         length = self._side(self._kind).length(arrays, place)
-        varying = self._side(self._kind).varying
+        sequences = self._side(self._kind).varying
         return {
-            name: array[place][:length] if name in varying else array[place]
+            name: array[place][:length] if name in sequences else array[place]
             for name, array in arrays.items()
         }
 

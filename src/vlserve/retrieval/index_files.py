@@ -38,9 +38,9 @@ def store(shards: Sequence[Path], ids: Sequence[str], folder: Path) -> Stored:
     rows = np.concatenate(list(_each(shards, "rows")))
     refused_rows = np.concatenate(list(_each(shards, "refused_rows")))
     reasons = np.concatenate(list(_each(shards, "refused")))
-    refused = dict(zip(refused_rows.tolist(), reasons.tolist(), strict=True))
+    refusals = dict(zip(refused_rows.tolist(), reasons.tolist(), strict=True))
     if not len(rows):
-        raise DataError(f"no item could be encoded: {next(iter(refused.values()), 'none came')}")
+        raise DataError(f"no item could be encoded: {next(iter(refusals.values()), 'none came')}")
     names_of_rows = [ids[row] for row in rows]
     (folder / "ids.json").write_text(
         json.dumps(names_of_rows, ensure_ascii=False), encoding="utf-8"
@@ -55,7 +55,7 @@ def store(shards: Sequence[Path], ids: Sequence[str], folder: Path) -> Stored:
         np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
     inputs = [name for name in names if name not in NO_INPUTS]
     dtypes = {name: str(_write(shards, name, folder).dtype) for name in inputs}
-    return Stored(tuple(rows.tolist()), refused, dtypes)
+    return Stored(tuple(rows.tolist()), refusals, dtypes)
 
 
 def _names(file: Path) -> list[str]:
@@ -104,17 +104,17 @@ def _write_graph(vectors: NDArray[Any], file: Path) -> None:
 def _run_aside(work: Callable[[], None]) -> None:
     """Run ``work`` in a thread that ends with the process, so that a signal ends this within its
     minutes in compiled code. Raises what it raises."""
-    raised: list[Exception] = []
+    errors: list[Exception] = []
 
     def run() -> None:
         try:
             work()
         except Exception as error:
-            raised.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(LOOK_S)  # a join without a limit would hold back the signal
-    if raised:
-        raise raised[0]
+    if errors:
+        raise errors[0]

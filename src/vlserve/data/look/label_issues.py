@@ -66,8 +66,8 @@ def find_issues(paths: Sequence[Path], predictions: Path) -> Issues:
     matrix = (matrix + 1e-9) / (matrix + 1e-9).sum(axis=1, keepdims=True)
     classes = [names[index] for index in columns]
     labels = np.array([classes.index(item.label) for item in items])
-    ranked = _ranked(labels, matrix)
-    return Issues(len(items), [_issue(items[at], matrix[at], classes) for at in ranked])
+    order = _ranked(labels, matrix)
+    return Issues(len(items), [_issue(items[at], matrix[at], classes) for at in order])
 
 
 def _ranked(labels: NDArray[np.int64], matrix: NDArray[np.float64]) -> Sequence[int]:

@@ -104,6 +104,6 @@ def _spanning(pairs: Sequence[Pairs], count: int) -> Pairs:
         _components(pairs, count), return_index=True, return_inverse=True
     )
     everyone = np.arange(count)
-    linked = np.stack([first[component], everyone], axis=1)
-    edges: Pairs = linked[linked[:, 0] != linked[:, 1]]
+    links = np.stack([first[component], everyone], axis=1)
+    edges: Pairs = links[links[:, 0] != links[:, 1]]
     return edges

@@ -147,9 +147,9 @@ def _file(file: Any) -> Mapping[str, Any]:
 
 def _text(lengths: Counter[int], unit: str, max_length: int | None) -> Mapping[str, Any]:
     total = lengths.total()
-    truncated = None
+    cut_share = None
     if max_length is not None and total:
-        truncated = sum(count for length, count in lengths.items() if length > max_length) / total
+        cut_share = sum(count for length, count in lengths.items() if length > max_length) / total
     return {
         "texts": total,
         "empty": lengths[0],
@@ -157,17 +157,17 @@ def _text(lengths: Counter[int], unit: str, max_length: int | None) -> Mapping[s
         **{name: quantile(lengths, share) for name, share in _QUANTILES.items()},
         "max": max(lengths, default=None),
         "max_length": max_length,
-        "cut_share": truncated,
+        "cut_share": cut_share,
     }
 
 
 def quantile(counts: Counter[int], share: float) -> int | None:
     """Return the smallest value that is not exceeded by ``share`` of what was counted; None where
     nothing was."""
-    remaining = share * counts.total()
+    remainder = share * counts.total()
     for value in sorted(counts):
-        remaining -= counts[value]
-        if remaining <= 0:
+        remainder -= counts[value]
+        if remainder <= 0:
             return value
     return None
 
