@@ -97,11 +97,11 @@ def test_texts_and_scores_are_those_of_generate(
         )
         rules = BeamSearch(beams, LONGEST, END, min_length, 0.0, repetition_penalty=penalty)
         prompt = np.array([PROMPT] * len(states))
-        found = [
+        hypotheses = [
             text for texts in beam_search(Steps(network, states), prompt, rules) for text in texts
         ]
         for text, row, score in zip(
-            found, expected.sequences, expected.sequences_scores, strict=True
+            hypotheses, expected.sequences, expected.sequences_scores, strict=True
         ):
             length = len(text.token_ids)
             assert row[:length].tolist() == text.token_ids.tolist()
@@ -120,8 +120,8 @@ def test_one_beam_is_generates_greedy_search(min_length: int, penalty: float) ->
             network, states, min_length=min_length, repetition_penalty=penalty, do_sample=False
         )
         rules = BeamSearch(1, LONGEST, END, min_length, 0.0, repetition_penalty=penalty)
-        found = beam_search(Steps(network, states), np.array([PROMPT] * len(states)), rules)
-        for (text,), row in zip(found, expected.sequences, strict=True):
+        hypotheses = beam_search(Steps(network, states), np.array([PROMPT] * len(states)), rules)
+        for (text,), row in zip(hypotheses, expected.sequences, strict=True):
             length = len(text.token_ids)
             assert row[:length].tolist() == text.token_ids.tolist()
 
@@ -155,12 +155,12 @@ def test_the_log_probability_is_the_models_own_whatever_texts_are_ranked_by() ->
 def test_the_distribution_before_a_draw_is_that_of_generate(
     rules: dict[str, Any], min_length: int
 ) -> None:
-    asked = {"top_p": 1.0, "top_k": 0, "temperature": 1.0, "repetition_penalty": 1.0} | rules
+    settings = {"top_p": 1.0, "top_k": 0, "temperature": 1.0, "repetition_penalty": 1.0} | rules
     for seed in range(3):
         network, states = drawn(seed, 4)
         torch.manual_seed(seed)
-        expected = generated(network, states, min_length=min_length, do_sample=True, **asked)
-        ours = Nucleus(LONGEST, END, min_length, **asked)
+        expected = generated(network, states, min_length=min_length, do_sample=True, **settings)
+        ours = Nucleus(LONGEST, END, min_length, **settings)
         for step, scores in enumerate(expected.scores):
             for item, score in enumerate(scores):
                 text = expected.sequences[item, : len(PROMPT) + step]
@@ -168,9 +168,9 @@ def test_the_distribution_before_a_draw_is_that_of_generate(
                     continue
                 memory = states[item : item + 1]
                 logits = network(text[None], encoder_hidden_states=memory).logits[0, -1]
-                got = probabilities(logits.numpy(), text.numpy(), ours)
-                np.testing.assert_allclose(got, score.softmax(dim=-1), atol=1e-5)
-                assert (got == 0).tolist() == score.isneginf().tolist()
+                distribution = probabilities(logits.numpy(), text.numpy(), ours)
+                np.testing.assert_allclose(distribution, score.softmax(dim=-1), atol=1e-5)
+                assert (distribution == 0).tolist() == score.isneginf().tolist()
 
 
 def test_what_is_drawn_has_the_distribution_and_each_seed_its_text() -> None:

@@ -40,36 +40,36 @@ CASES = cases("blip") + [
 
 
 def config_of(case: Case) -> dict[str, Any]:
-    said, sizes = case.config, case.config["hyperparameters"]
+    original, sizes = case.config, case.config["hyperparameters"]
     if "vision_config" in sizes:
         return sizes | {"vocabulary": words(sizes["text_config"]["vocab_size"] - ADDED_TOKENS)}
     config = {
-        "vocabulary": said["vocab"],
+        "vocabulary": original["vocab"],
         "image": {"height": sizes["image_size"], "width": sizes["image_size"]},
         "vision_heads": sizes["vit"]["num_heads"],
         "vision_layer_norm_eps": sizes["vit"]["norm_eps"],
         "text_heads": sizes["med_config"]["num_attention_heads"],
         "text_layer_norm_eps": sizes["med_config"]["layer_norm_eps"],
     }
-    named = {"answers": "answers", "candidates": "k_test", "prompt": "prompt"}
-    config |= {ours: said[theirs] for ours, theirs in named.items() if theirs in said}
+    names = {"answers": "answers", "candidates": "k_test", "prompt": "prompt"}
+    config |= {ours: original[theirs] for ours, theirs in names.items() if theirs in original}
     return config
 
 
-def matching(case: Case, loaded: Loaded, given: Arrays) -> Arrays:
-    image = loaded.run("image", image=given.get("image", given.get("pixel_values")))
-    text = {"text_ids": given["input_ids"], "text_mask": given["attention_mask"]}
-    vectors = loaded.run("text", **text)["text_embedding"]
+def matching(case: Case, model: Loaded, inputs: Arrays) -> Arrays:
+    image = model.run("image", image=inputs.get("image", inputs.get("pixel_values")))
+    text = {"text_ids": inputs["input_ids"], "text_mask": inputs["attention_mask"]}
+    vectors = model.run("text", **text)["text_embedding"]
     states = torch.from_numpy(image["image_states"])
     ids, mask = (torch.from_numpy(array) for array in text.values())
-    network: Any = loaded.network
+    network: Any = model.network
     with torch.inference_mode():
         fused = network.text_encoder(ids, mask, (states,))
         plain_logits = network.itm_head(fused[:, 0])
         alone = network.text_encoder(ids, mask)
-    got = {
+    outputs = {
         "itm_logits": plain_logits.numpy(),
-        "itm_logits_with_enc_token": loaded.run(
+        "itm_logits_with_enc_token": model.run(
             "fusion", image_states=image["image_states"], **text
         )["match_logits"],
         "itc_sim": image["image_embedding"] @ vectors.T,
@@ -79,75 +79,75 @@ def matching(case: Case, loaded: Loaded, given: Arrays) -> Arrays:
         "image_feat": image["image_embedding"],
         "text_feat": vectors,
     }
-    return got | interpolated(case)
+    return outputs | interpolated(case)
 
 
-def retrieval(case: Case, loaded: Loaded, given: Arrays) -> Arrays:
-    image = loaded.run("image", image=given["image"])
-    text = {"text_ids": given["input_ids"], "text_mask": given["attention_mask"]}
-    cosine = image["image_embedding"] @ loaded.run("text", **text)["text_embedding"].T
+def retrieval(case: Case, model: Loaded, inputs: Arrays) -> Arrays:
+    image = model.run("image", image=inputs["image"])
+    text = {"text_ids": inputs["input_ids"], "text_mask": inputs["attention_mask"]}
+    cosine = image["image_embedding"] @ model.run("text", **text)["text_embedding"].T
 
     def score(images: Any, texts: Any) -> Any:
         pairs = {name: array[texts] for name, array in text.items()}
-        logits = loaded.run("fusion", image_states=image["image_states"][images], **pairs)
+        logits = model.run("fusion", image_states=image["image_states"][images], **pairs)
         return logits["match_logits"][:, 1] + cosine[images, texts]
 
-    return rerank(cosine, score, case.config["k_test"], given["txt2img"])
+    return rerank(cosine, score, case.config["k_test"], inputs["txt2img"])
 
 
-def answers(case: Case, loaded: Loaded, given: Arrays) -> Arrays:
-    memory = loaded.run(
+def answers(case: Case, model: Loaded, inputs: Arrays) -> Arrays:
+    memory = model.run(
         "encoder",
-        image=given["image"],
-        text_ids=given["question_ids"],
-        text_mask=given["question_mask"],
+        image=inputs["image"],
+        text_ids=inputs["question_ids"],
+        text_mask=inputs["question_mask"],
     )
-    file = loaded.root / loaded.served.options["answer_ids"]
+    file = model.root / model.served.options["answer_ids"]
     answer_ids = np.array(json.loads(file.read_text(encoding="utf-8")))
-    np.testing.assert_array_equal(answer_ids, given["answer_ids"])
-    step = CachedStep(EagerBackend(loaded.plans["step"]), loaded.plans["step"].inputs, memory)
-    ranked = rank_answers(
+    np.testing.assert_array_equal(answer_ids, inputs["answer_ids"])
+    step = CachedStep(EagerBackend(model.plans["step"]), model.plans["step"].inputs, memory)
+    ranking = rank_answers(
         step,
-        lambda ids: loaded.run("score", answer_ids=ids, **memory)["log_prob"],
+        lambda ids: model.run("score", answer_ids=ids, **memory)["log_prob"],
         answer_ids,
-        len(given["image"]),
-        Ranking(loaded.served.options["candidates"]),
+        len(inputs["image"]),
+        Ranking(model.served.options["candidates"]),
     )
-    start = np.full((len(given["image"]), 1, 1), answer_ids[0, 0])
+    start = np.full((len(inputs["image"]), 1, 1), answer_ids[0, 0])
     rules = case.config["generate"]
     # the original lets the decoder see the questions' padding when it generates
-    unmasked = memory | {"memory_mask": np.ones_like(memory["memory_mask"])}
+    whole_memory = memory | {"memory_mask": np.ones_like(memory["memory_mask"])}
     texts = beam_search(
-        CachedStep(EagerBackend(loaded.plans["step"]), loaded.plans["step"].inputs, unmasked),
-        np.full((len(given["image"]), 1), rules["bos"]),
+        CachedStep(EagerBackend(model.plans["step"]), model.plans["step"].inputs, whole_memory),
+        np.full((len(inputs["image"]), 1), rules["bos"]),
         beam_rules(rules, rules["eos"]),
     )
     return {
-        "rank_max_ids": np.take_along_axis(ranked.answers, ranked.best(), axis=1)[:, 0],
+        "rank_max_ids": np.take_along_axis(ranking.answers, ranking.best(), axis=1)[:, 0],
         "rank_start_logits": step(start, {})[0][:, 0],
-        "rank_neg_loss": ranked.log_prob,
-        "rank_topk_prob": ranked.first_prob,
-        "rank_topk_ids": ranked.answers,
+        "rank_neg_loss": ranking.log_prob,
+        "rank_topk_prob": ranking.first_prob,
+        "rank_topk_ids": ranking.answers,
         **best_texts(texts, rules["max_length"], rules["pad"]),
     }
 
 
-def captions(case: Case, loaded: Loaded, given: Arrays) -> Arrays:
-    memory = loaded.run("encoder", image=given["image"])
-    prompt = np.array([loaded.served.options["prompt_ids"]])
-    np.testing.assert_array_equal(prompt, given["prompt_ids"])
+def captions(case: Case, model: Loaded, inputs: Arrays) -> Arrays:
+    memory = model.run("encoder", image=inputs["image"])
+    prompt = np.array([model.served.options["prompt_ids"]])
+    np.testing.assert_array_equal(prompt, inputs["prompt_ids"])
     rules = case.config["generate"]
     texts = beam_search(
-        CachedStep(EagerBackend(loaded.plans["step"]), loaded.plans["step"].inputs, memory),
-        np.repeat(prompt, len(given["image"]), axis=0),
-        beam_rules(rules, loaded.served.options["end_id"]),
+        CachedStep(EagerBackend(model.plans["step"]), model.plans["step"].inputs, memory),
+        np.repeat(prompt, len(inputs["image"]), axis=0),
+        beam_rules(rules, model.served.options["end_id"]),
     )
-    network: Any = loaded.network
+    network: Any = model.network
     with torch.inference_mode():
-        inputs = (torch.from_numpy(memory[f"memory_{name}"]) for name in ("key", "value", "mask"))
-        ids = torch.from_numpy(given["input_ids"]).unsqueeze(1)
-        mask = torch.from_numpy(given["attention_mask"]).unsqueeze(1)
-        states, _, _ = network.text_decoder(ids, tuple(inputs), mask=mask)
+        tensors = (torch.from_numpy(memory[f"memory_{name}"]) for name in ("key", "value", "mask"))
+        ids = torch.from_numpy(inputs["input_ids"]).unsqueeze(1)
+        mask = torch.from_numpy(inputs["attention_mask"]).unsqueeze(1)
+        states, _, _ = network.text_decoder(ids, tuple(tensors), mask=mask)
         logits = network.text_decoder.logits(states)[:, 0]
     return {"logits": logits.numpy(), **best_texts(texts, rules["max_length"], 0)}
 
@@ -177,33 +177,33 @@ COMPUTE: dict[str, Callable[[Case, Loaded, Arrays], Arrays]] = {
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_inference_output(case: Case, tmp_path: Path) -> None:
-    loaded, got = load(RECIPE, case, config_of(case), tmp_path), Arrays()
+    model, outputs = load(RECIPE, case, config_of(case), tmp_path), Arrays()
     for marker, compute in COMPUTE.items():
         if marker in inference_outputs(case):
-            got = compute(case, loaded, case.arrays("inputs"))
-    assert_inference_outputs(case, got)
+            outputs = compute(case, model, case.arrays("inputs"))
+    assert_inference_outputs(case, outputs)
 
 
 def test_texts_become_the_same_ids(tmp_path: Path) -> None:
-    found = [case for case in CASES if "text_max_length" in case.config]
-    for case in found:
+    text_cases = [case for case in CASES if "text_max_length" in case.config]
+    for case in text_cases:
         assert_same_ids(case, load(RECIPE, case, config_of(case), tmp_path))
-    assert found
+    assert text_cases
 
 
 def test_questions_become_the_same_ids(tmp_path: Path) -> None:
-    found = [case for case in CASES if "questions" in case.config]
-    for case in found:
-        loaded, given = load(RECIPE, case, config_of(case), tmp_path), case.arrays("inputs")
-        assert loaded.served.text is not None
-        tokenizer = load_tokenizer(loaded.served.text, loaded.root)
+    question_cases = [case for case in CASES if "questions" in case.config]
+    for case in question_cases:
+        model, inputs = load(RECIPE, case, config_of(case), tmp_path), case.arrays("inputs")
+        assert model.served.text is not None
+        tokenizer = load_tokenizer(model.served.text, model.root)
         questions = zip(
-            case.config["questions"], given["question_ids"], given["question_mask"], strict=True
+            case.config["questions"], inputs["question_ids"], inputs["question_mask"], strict=True
         )
         for text, ids, mask in questions:
             # the graph puts [ENC] in the place of the first
             assert tokenizer.ids(text)[1:].tolist() == ids[mask == 1][1:].tolist(), text
-    assert found
+    assert question_cases
 
 
 @pytest.mark.parametrize(

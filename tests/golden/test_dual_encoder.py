@@ -40,7 +40,10 @@ def test_both_vectors_equal_the_formula() -> None:
     mask = (ids != 0).long()
     states = network.encoder.text(ids, mask).numpy()
     means = np.stack(
-        [row[: int(seen.sum())].mean(axis=0) for row, seen in zip(states, mask, strict=True)]
+        [
+            row[: int(row_mask.sum())].mean(axis=0)
+            for row, row_mask in zip(states, mask, strict=True)
+        ]
     )
     expected = projected(network.head.text, means)
     assert_close(plans["text"].module(ids, mask).numpy(), expected, "text_embedding")

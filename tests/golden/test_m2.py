@@ -25,15 +25,15 @@ def test_every_inference_output(case: Case, tmp_path: Path) -> None:
     """The mask says which rows are the image's own; the original sees the padding after them."""
     images = case.arrays("inputs")["images"]
     rows = images.shape[1]
-    said = config_of(case) | {"max_regions": rows, "padded_to": rows}
-    loaded = load(RECIPE, case, said, tmp_path)
+    config = config_of(case) | {"max_regions": rows, "padded_to": rows}
+    model = load(RECIPE, case, config, tmp_path)
     own = (images != 0).any(axis=2)
-    network: Any = loaded.network
+    network: Any = model.network
     with torch.inference_mode():
         states = network.encoder(torch.from_numpy(images), torch.ones(own.shape))
-    memory = loaded.run("encoder", visual=images, visual_mask=own.astype("int64"))
-    got = {"enc": states.numpy(), "enc_mask": memory["memory_mask"][:, None, None] == 0}
-    assert_inference_outputs(case, got | written(case, loaded, memory))
+    memory = model.run("encoder", visual=images, visual_mask=own.astype("int64"))
+    outputs = {"enc": states.numpy(), "enc_mask": memory["memory_mask"][:, None, None] == 0}
+    assert_inference_outputs(case, outputs | written(case, model, memory))
 
 
 @pytest.mark.parametrize("case", cases("m2"), ids=str)
@@ -43,15 +43,15 @@ def test_regions_of_a_shorter_request_are_padded_as_in_the_original(
     """An image's own rows alone, without the zeros after them, give the same captions."""
     images = case.arrays("inputs")["images"]
     rows = images.shape[1]
-    said = config_of(case) | {"max_regions": rows, "padded_to": rows}
-    loaded = load(RECIPE, case, said, tmp_path)
+    config = config_of(case) | {"max_regions": rows, "padded_to": rows}
+    model = load(RECIPE, case, config, tmp_path)
     reference = case.arrays("outputs")["beam_out_all"]
     for index, image in enumerate(images):
         own = image[(image != 0).any(axis=1)]
         mask = np.ones((1, len(own)), dtype=np.int64)
-        memory = loaded.run("encoder", visual=own[None], visual_mask=mask)
+        memory = model.run("encoder", visual=own[None], visual_mask=mask)
         assert memory["memory_mask"].shape == (1, rows)
-        ids, _, _ = beams(loaded, memory)
+        ids, _, _ = beams(model, memory)
         np.testing.assert_array_equal(ids[0], reference[index])
 
 

@@ -41,38 +41,38 @@ def goldens(kind: str) -> tuple[tuple[str, Golden], ...]:
     """(name, content) of every file of a kind."""
     for root in (golden_folder(), COPY):
         files = sorted((root / "metrics").rglob("*.json"))
-        read = [(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
-        found = tuple((name, held) for name, held in read if KINDS[kind] <= held.keys())
-        if found:
-            return found
+        pairs = [(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        matches = tuple((name, content) for name, content in pairs if KINDS[kind] <= content.keys())
+        if matches:
+            return matches
     raise FileNotFoundError(f"no figures of {kind} in {golden_folder()} or {COPY}")
 
 
 def of_kind(kind: str) -> pytest.MarkDecorator:
-    named = goldens(kind)
-    ids = [f"metrics/{name}" for name, _ in named]
-    return pytest.mark.parametrize("golden", [held for _, held in named], ids=ids)
+    pairs = goldens(kind)
+    ids = [f"metrics/{name}" for name, _ in pairs]
+    return pytest.mark.parametrize("golden", [content for _, content in pairs], ids=ids)
 
 
 def test_every_file_is_of_a_known_kind() -> None:
-    known = [name for kind in KINDS for name, _ in goldens(kind)]
-    there = [file.stem for file in (golden_folder() / "metrics").rglob("*.json")]
-    assert set(there) <= set(known)
+    names = [name for kind in KINDS for name, _ in goldens(kind)]
+    stems = [file.stem for file in (golden_folder() / "metrics").rglob("*.json")]
+    assert set(stems) <= set(names)
 
 
 @of_kind("vqa")
 def test_answers_are_normalised_as_by_the_official_script(golden: Golden) -> None:
     for case in golden["strings"]:
-        stripped = case["stripped"]
-        assert without_punctuation(stripped) == case["processPunctuation"], case
+        text = case["stripped"]
+        assert without_punctuation(text) == case["processPunctuation"], case
         assert in_plain_words(case["processPunctuation"]) == case["processDigitArticle"], case
-        assert in_plain_words(stripped) == case["processDigitArticle_only"], case
+        assert in_plain_words(text) == case["processDigitArticle_only"], case
         assert normalised(case["in"]) == case["processDigitArticle"], case
 
 
 @of_kind("vqa")
 def test_vqa_accuracy(golden: Golden) -> None:
-    found: dict[tuple[str, str], list[float]] = {}
+    groups: dict[tuple[str, str], list[float]] = {}
     for case in golden["questions"]:
         annotations = [
             Annotation(answer, number if case["has_answer_id"] else None)
@@ -85,10 +85,10 @@ def test_vqa_accuracy(golden: Golden) -> None:
             ("perQuestionType", case["question_type"]),
             ("perAnswerType", case["answer_type"]),
         ):
-            found.setdefault(name, []).append(accuracy)
+            groups.setdefault(name, []).append(accuracy)
     reference = golden["accuracy"]
-    assert len(found) == 1 + len(reference["perQuestionType"]) + len(reference["perAnswerType"])
-    for (group, kind), accuracies in found.items():
+    assert len(groups) == 1 + len(reference["perQuestionType"]) + len(reference["perAnswerType"])
+    for (group, kind), accuracies in groups.items():
         expected = reference[group][kind] if kind else reference[group]
         assert round(100 * float(np.mean(accuracies)), 2) == expected, (group, kind)
 
@@ -113,7 +113,7 @@ def test_the_box_that_a_heat_map_is_in(golden: Golden) -> None:
         iou = pixel_iou(case["ref_box"], boxes[place])
         assert_close(np.array(iou), np.array(case["iou"]), str(case["ref_id"]))
         right.setdefault(f"{case['split']}_d", []).append(iou >= RIGHT_FROM)
-    shares = {split: float(np.mean(found)) for split, found in right.items()}
+    shares = {split: float(np.mean(hits)) for split, hits in right.items()}
     assert shares == pytest.approx(golden["result"], rel=1e-12)
 
 
@@ -121,29 +121,29 @@ def test_the_box_that_a_heat_map_is_in(golden: Golden) -> None:
 def test_texts_are_cleaned_as_by_the_original(golden: Golden) -> None:
     for case in golden["cases"]:
         for kind in ("caption", "question"):
-            cleaned = cleaning("albef", kind).normalize_str(case["text"])
-            cut = cut_after(case["max_words"]).normalize_str(cleaned)
+            text = cleaning("albef", kind).normalize_str(case["text"])
+            cut = cut_after(case["max_words"]).normalize_str(text)
             assert cut == case[f"pre_{kind}"], case
 
 
-def assert_figures(got: dict[str, Any], golden: Golden, what: str) -> None:
-    """``got`` by our names, against BLEU, ROUGE, CIDEr and METEOR as far as the golden has them."""
+def assert_figures(figures: dict[str, Any], golden: Golden, what: str) -> None:
+    """``figures`` by our names, against BLEU, ROUGE, CIDEr and METEOR, as far as it has them."""
     ours = {"ROUGE": "rouge_l", "CIDEr": "cider_d", "METEOR": "meteor"}
     pairs = list(zip(BLEU, golden["BLEU"], strict=True))
     pairs += [(ours[name], golden[name]) for name in golden if name != "BLEU"]
     for name, reference in pairs:
-        assert_close(np.array(got[name]), np.array(reference), f"{what}: {name}")
+        assert_close(np.array(figures[name]), np.array(reference), f"{what}: {name}")
 
 
 @pytest.mark.long
 @of_kind("captions")
 def test_captions_end_to_end(golden: Golden) -> None:
     ids = golden["ids"]
-    candidates = [golden["cand_raw"][one] for one in ids]
-    got = score_captions(candidates, [golden["refs_raw"][one] for one in ids])
+    candidates = [golden["cand_raw"][image_id] for image_id in ids]
+    result = score_captions(candidates, [golden["refs_raw"][image_id] for image_id in ids])
     library = golden["pycocoevalcap"]
     for part in ("corpus", "per_image"):
-        scores = dict(got.corpus if part == "corpus" else got.each)
+        scores = dict(result.corpus if part == "corpus" else result.each)
         assert_figures(scores, golden["s2"][part], part)
         assert_figures(scores, {name: values[part] for name, values in library.items()}, part)
 
@@ -152,41 +152,43 @@ def test_captions_end_to_end(golden: Golden) -> None:
 def test_captions_are_cut_into_tokens(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "PATH", environment_with_java()["PATH"])
     ids = golden["ids"]
-    references = tokenized([golden["refs_raw"][one] for one in ids])
-    candidates = tokenized([[golden["cand_raw"][one]] for one in ids])
+    references = tokenized([golden["refs_raw"][image_id] for image_id in ids])
+    candidates = tokenized([[golden["cand_raw"][image_id]] for image_id in ids])
     assert dict(zip(ids, references, strict=True)) == golden["refs_tokenized"]
-    assert [one for (one,) in candidates] == [golden["cand_tokenized"][one] for one in ids]
+    assert [caption for (caption,) in candidates] == [
+        golden["cand_tokenized"][image_id] for image_id in ids
+    ]
 
 
 @of_kind("captions")
 def test_captions_in_lower_case_cut_at_spaces(golden: Golden) -> None:
     ids = golden["ids"]
-    candidates = [golden["cand_raw"][one].lower() for one in ids]
-    corpus, each = overlaps(
-        candidates, [[said.lower() for said in golden["refs_raw"][one]] for one in ids]
+    candidates = [golden["cand_raw"][image_id].lower() for image_id in ids]
+    corpus, image_scores = overlaps(
+        candidates, [[text.lower() for text in golden["refs_raw"][image_id]] for image_id in ids]
     )
     reference = golden["s2_whitespace_tokens"]
-    for part, got in (("corpus", corpus), ("per_image", each)):
-        wanted = {name: values[part] for name, values in reference.items()}
-        assert_figures(dict(got), wanted, part)
+    for part, figures in (("corpus", corpus), ("per_image", image_scores)):
+        expected = {name: values[part] for name, values in reference.items()}
+        assert_figures(dict(figures), expected, part)
 
 
 @of_kind("captions")
 def test_captions_by_the_words_of_another_corpus(golden: Golden) -> None:
     references, ids = golden["refs_tokenized"], golden["ids"]
     reference = golden["s2_cider_with_external_df"]
-    got = cider_d_by(
-        [references[one] for one in reference["df_ids"]],
-        [golden["cand_tokenized"][one] for one in ids],
-        [references[one] for one in ids],
+    scores = cider_d_by(
+        [references[image_id] for image_id in reference["df_ids"]],
+        [golden["cand_tokenized"][image_id] for image_id in ids],
+        [references[image_id] for image_id in ids],
     )
-    assert_close(np.array(got), np.array(reference["per_image"]), "of each")
-    assert_close(np.array(np.mean(got)), np.array(reference["corpus"]), "of all")
+    assert_close(np.array(scores), np.array(reference["per_image"]), "of each")
+    assert_close(np.array(np.mean(scores)), np.array(reference["corpus"]), "of all")
 
 
 def test_the_copy_holds_every_kind() -> None:
-    held = [
+    contents = [
         json.loads(file.read_text(encoding="utf-8")).keys()
         for file in Path(COPY / "metrics").glob("*.json")
     ]
-    assert all(any(keys >= wanted for keys in held) for wanted in KINDS.values())
+    assert all(any(keys >= fields for keys in contents) for fields in KINDS.values())

@@ -59,7 +59,7 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def pretrained() -> dict[str, Tensor]:
+def weights() -> dict[str, Tensor]:
     return dict(RECIPE.training.pretrained())
 
 
@@ -95,11 +95,11 @@ def test_other_sizes_are_padded_like_tensorflow_pads(height: int, width: int) ->
 
 
 @torch.inference_mode()
-def test_minilm_equals_transformers(pretrained: dict[str, Tensor]) -> None:
+def test_minilm_equals_transformers(weights: dict[str, Tensor]) -> None:
     from transformers import BertModel
 
     original = BertModel.from_pretrained(get_model_path(), attn_implementation="eager").eval()
-    state = below("text.", pretrained)
+    state = below("text.", weights)
     sizes = bert_sizes(state, "") | {"heads": original.config.num_attention_heads}
     ours = BertEncoder(BertConfig.model_validate(sizes)).eval()
     load_into(ours, state, "minilm")
@@ -109,8 +109,8 @@ def test_minilm_equals_transformers(pretrained: dict[str, Tensor]) -> None:
     length = torch.tensor([[31], [1], [12], [30]])
     mask = (torch.arange(31) < length).long()
     expected = original(input_ids=ids, attention_mask=mask).last_hidden_state
-    seen = mask.bool()
-    assert_close(ours(ids, mask)[seen].numpy(), expected[seen].numpy(), "states")
+    positions = mask.bool()
+    assert_close(ours(ids, mask)[positions].numpy(), expected[positions].numpy(), "states")
 
 
 def test_titles_become_the_ids_of_minilms_own_tokenizer(tmp_path: Path) -> None:
@@ -118,16 +118,16 @@ def test_titles_become_the_ids_of_minilms_own_tokenizer(tmp_path: Path) -> None:
     facts = type("Facts", (), {"labels": ["a", "b"], "multi_label": False, "training": {}})
     config = RECIPE.training.new_config(options, facts)
     (tmp_path / "assets").mkdir()
-    served = RECIPE.serve(config, tmp_path / "assets")
-    assert served.text is not None and served.image is not None
-    ours = load_tokenizer(served.text, tmp_path)
+    interface = RECIPE.serve(config, tmp_path / "assets")
+    assert interface.text is not None and interface.image is not None
+    ours = load_tokenizer(interface.text, tmp_path)
     theirs = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
     theirs.no_padding()
     theirs.enable_truncation(40)
     for title in TITLES:
         assert ours.ids(title).tolist() == theirs.encode(title).ids
     # bytes 0 and 255 of an image: (x - 127) / 128
-    mean, std = np.array(served.image.mean), np.array(served.image.std)
+    mean, std = np.array(interface.image.mean), np.array(interface.image.std)
     np.testing.assert_allclose((np.array([0, 255]) / 255 - mean[0]) / std[0], [-127 / 128, 1.0])
 
 
@@ -202,7 +202,7 @@ def test_the_head_equals_the_plain_formula_whatever_the_padding(head: str, plain
     network.eval()
     inputs = RECIPE.example("model", CONFIG, {"batch": 5, "text": 9}, seed=4)
     assert (inputs["text_mask"].sum(1) < 9).any()
-    got = network(**inputs)
+    logits = network(**inputs)
     encoded = network.encoder(**inputs)
     state = dict(network.head.state_dict())
     for row, length in enumerate(inputs["text_mask"].sum(1).tolist()):
@@ -212,4 +212,4 @@ def test_the_head_equals_the_plain_formula_whatever_the_padding(head: str, plain
             encoded["text_states"][row, :length],
             inputs["text_ids"][row, :length],
         )
-        assert_close(got[row].numpy(), expected.numpy(), f"row {row}")
+        assert_close(logits[row].numpy(), expected.numpy(), f"row {row}")

@@ -42,10 +42,10 @@ def asked_for(tests: ast.Module) -> set[str]:
         and node.func.id == "cases"
         and isinstance(node.args[0], ast.Constant)
     }
-    known = {file.stem for file in (golden_folder() / "keys").glob("*.json")}
-    known |= {file.stem for file in (COPY / "keys").glob("*.json")}
+    key_lists = {file.stem for file in (golden_folder() / "keys").glob("*.json")}
+    key_lists |= {file.stem for file in (COPY / "keys").glob("*.json")}
     words = {node.value for node in nodes if isinstance(node, ast.Constant)}
-    return families | {f"keys/{name}" for name in known & words}
+    return families | {f"keys/{name}" for name in key_lists & words}
 
 
 def _is_test(node: ast.stmt) -> bool:

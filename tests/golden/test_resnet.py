@@ -28,8 +28,8 @@ STAGES = {"stem": "maxpool", "hidden_0": "maxpool", "pooled": "avgpool", "pooler
 
 def weights(case: Case) -> dict[str, Tensor]:
     if case in TRANSFORMERS:
-        stored = case.arrays("state_dict")
-        return {name: torch.from_numpy(array) for name, array in stored.items()}
+        arrays = case.arrays("state_dict")
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
     config, classes = described(case)
     return golden_weights(case, ResNet(ResNetConfig.model_validate(config), classes))
 
@@ -45,22 +45,26 @@ def stage(name: str, last: str) -> str:
 def test_every_output_equals_the_original(case: Case) -> None:
     state = weights(case)
     (image,) = case.arrays("inputs").values()
-    said = case.config["hyperparameters"] if case in TRANSFORMERS else {}
-    said = said | {"image": {"height": image.shape[2], "width": image.shape[3]}}
-    config = RECIPE.complete_config(said, state, case.folder)
+    sizes = case.config["hyperparameters"] if case in TRANSFORMERS else {}
+    sizes = sizes | {"image": {"height": image.shape[2], "width": image.shape[3]}}
+    config = RECIPE.complete_config(sizes, state, case.folder)
     network: Any = load_network(RECIPE, state, config)
-    reference, seen = case.arrays("outputs"), {}
+    reference, layer_outputs = case.arrays("outputs"), {}
     for name in reference.keys() - {"logits"}:
         module = network.get_submodule(stage(name, network.stages[-1]))
-        module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+        module.register_forward_hook(
+            lambda _, __, out, name=name: layer_outputs.update({name: out})
+        )
     (plan,) = RECIPE.graphs(network, config).values()
     outputs = run_eager(plan, {"image": torch.from_numpy(image)})
     if "logits" in reference:  # of the head, which features do without
         with torch.inference_mode():
             pooled = network(torch.from_numpy(image))
-        seen["logits"] = torch.addmm(state["fc.bias"], pooled, state["fc.weight"].T)
+        layer_outputs["logits"] = torch.addmm(state["fc.bias"], pooled, state["fc.weight"].T)
     for name, expected in reference.items():
-        assert_close(seen[name].numpy().reshape(expected.shape), expected, f"{case} {name}")
+        assert_close(
+            layer_outputs[name].numpy().reshape(expected.shape), expected, f"{case} {name}"
+        )
     last = next(x for name, x in reference.items() if stage(name, "") in ("", network.stages[-1]))
     assert_close(outputs["image_states"], by_cell(last), f"{case} image_states")
     pooled = last.mean(axis=(2, 3))
@@ -87,13 +91,13 @@ def test_a_network_with_its_head_equals_the_original(case: Case) -> None:
 
 
 def test_every_key_of_the_published_resnet18_is_loaded_or_ignored() -> None:
-    published = key_shapes("resnet18")
-    state = {name: torch.rand(shape) for name, shape in published.items()}
+    shapes = key_shapes("resnet18")
+    state = {name: torch.rand(shape) for name, shape in shapes.items()}
     config = RECIPE.complete_config({}, state, Path())
     assert (config["resnet"]["block"], config["resnet"]["layers"]) == ("BasicBlock", [2, 2, 2, 2])
-    loaded = load_network(RECIPE, state, config).state_dict()
-    ignored = {name for name in published if is_ignored(name, HEADS)}
-    assert ignored == {"fc.weight", "fc.bias"}
-    assert loaded.keys() == published.keys() - ignored
-    for name, tensor in loaded.items():
+    network_state = load_network(RECIPE, state, config).state_dict()
+    ignored_names = {name for name in shapes if is_ignored(name, HEADS)}
+    assert ignored_names == {"fc.weight", "fc.bias"}
+    assert network_state.keys() == shapes.keys() - ignored_names
+    for name, tensor in network_state.items():
         assert torch.equal(tensor, state[name].to(tensor.dtype)), name

@@ -140,12 +140,12 @@ def test_the_tagger_equals_the_plain_formulas(pooling: str, block: str) -> None:
     network = trained_like(config)
     inputs = RECIPE.example("model", config, {"batch": 4, "text": 9}, seed=3)
     with torch.inference_mode():
-        got = network(*inputs.values())
+        logits = network(*inputs.values())
         state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         expected = plain_tagger(
             state, inputs["image"], inputs["text_ids"], inputs.get("text_length")
         )
-    assert_close(got.numpy(), expected.numpy(), pooling)
+    assert_close(logits.numpy(), expected.numpy(), pooling)
 
 
 @pytest.mark.parametrize("text", [1, 2, 15, 40])
@@ -155,12 +155,12 @@ def test_final_states_equal_packed_sequences(text: int) -> None:
     ids = torch.randint(0, 28, (32, text), generator=torch.Generator().manual_seed(text))
     with torch.inference_mode():
         embedded = network.token_embedding(ids)
-        packed = pack_padded_sequence(embedded, length, batch_first=True, enforce_sorted=False)
-        _, states = network.gru(packed)
+        sequence = pack_padded_sequence(embedded, length, batch_first=True, enforce_sorted=False)
+        _, states = network.gru(sequence)
         expected = torch.cat([states[-2], states[-1]], dim=1)
-        got = network._final_states(embedded, length)
+        final_states = network._final_states(embedded, length)
     # values are within 1, where neighbouring floats are 6e-8 apart
-    torch.testing.assert_close(got, expected, rtol=0, atol=1.2e-7)
+    torch.testing.assert_close(final_states, expected, rtol=0, atol=1.2e-7)
 
 
 def test_final_states_do_not_depend_on_padding_and_last_step_does() -> None:

@@ -22,24 +22,24 @@ RECIPE = load_recipe("s2", Path(__file__).parents[2] / "export")
 @pytest.mark.parametrize("case", cases("s2"), ids=str)
 def test_every_inference_output(case: Case, tmp_path: Path) -> None:
     images = case.arrays("inputs")["images"]
-    loaded = load(RECIPE, case, config_of(case) | {"cells": images.shape[1]}, tmp_path)
-    network: Any = loaded.network
+    model = load(RECIPE, case, config_of(case) | {"cells": images.shape[1]}, tmp_path)
+    network: Any = model.network
     visual = torch.from_numpy(images)
     with torch.inference_mode():
         regions = network.SP(visual)
         cells_states, cells_mask = network.encoder(visual)
         regions_states, regions_mask = network.encoder(regions)
-    got = {
+    outputs = {
         "pseudo_regions": regions.numpy(),
         "grid_enc": cells_states.numpy(),
         "grid_mask": cells_mask.numpy()[:, None, None] == 0,
         "pseudo_enc": regions_states.numpy(),
         "pseudo_mask": regions_mask.numpy()[:, None, None] == 0,
     }
-    memory = loaded.run("encoder", visual=images)
+    memory = model.run("encoder", visual=images)
     masks = np.concatenate([cells_mask.numpy(), regions_mask.numpy()], axis=1)
     np.testing.assert_array_equal(memory["memory_mask"], masks)
-    assert_inference_outputs(case, got | written(case, loaded, memory))
+    assert_inference_outputs(case, outputs | written(case, model, memory))
 
 
 def test_every_key_of_the_published_checkpoint_is_loaded_or_ignored() -> None:

@@ -29,26 +29,26 @@ from vlserve.training.objectives.pretrain_align import AlignNetwork, Masked, pre
 from vlserve.training.objectives.retrieve import ALBEF, BLIP, RetrievalRules, Retrieved, retrieve
 
 
-def drawn(given: dict[str, Tensor]) -> Any:
+def drawn(tensors: dict[str, Tensor]) -> Any:
     """The negatives that the original drew."""
-    negatives = Negatives(given["neg_image_idx"], given["neg_text_idx"])
+    negatives = Negatives(tensors["neg_image_idx"], tensors["neg_text_idx"])
     return lambda _of_texts, _of_images: negatives
 
 
-def pairs(given: dict[str, Tensor]) -> dict[str, Tensor]:
-    named = {"image": "image", "input_ids": "text_ids", "attention_mask": "text_mask"}
-    return {ours: given[theirs] for theirs, ours in named.items()} | (
-        {"ids": given["idx"]} if "idx" in given else {}
+def pairs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = {"image": "image", "input_ids": "text_ids", "attention_mask": "text_mask"}
+    return {ours: tensors[theirs] for theirs, ours in names.items()} | (
+        {"ids": tensors["idx"]} if "idx" in tensors else {}
     )
 
 
-def after(case: Case, retrieved: Retrieved, queue: Queue, slow: Any) -> dict[str, Tensor]:
+def after(case: Case, result: Retrieved, queue: Queue, slow: Any) -> dict[str, Tensor]:
     """Everything but the gradients, under the case's names; of what it asks for."""
-    got = {
-        "neg_weights_t2i": retrieved.image_weights,
-        "neg_weights_i2t": retrieved.text_weights,
-        "loss_ita": retrieved.losses["contrast"],
-        "loss_itm": retrieved.losses["match"],
+    outputs = {
+        "neg_weights_t2i": result.image_weights,
+        "neg_weights_i2t": result.text_weights,
+        "loss_ita": result.losses["contrast"],
+        "loss_itm": result.losses["match"],
         "image_queue_after": queue.images,
         "text_queue_after": queue.texts,
         "idx_queue_after": queue.ids,
@@ -57,57 +57,57 @@ def after(case: Case, retrieved: Retrieved, queue: Queue, slow: Any) -> dict[str
         "vision_proj_m_weight_after": slow.vision_proj.weight,
         "text_encoder_m_word_embeddings_after": slow.text_encoder.embeddings.word_embeddings.weight,
     }
-    if "words" in retrieved.losses:
-        got["loss_mlm"] = retrieved.losses["words"]
-    return {name: x for name, x in got.items() if name in training_outputs(case)}
+    if "words" in result.losses:
+        outputs["loss_mlm"] = result.losses["words"]
+    return {name: x for name, x in outputs.items() if name in training_outputs(case)}
 
 
 @pytest.mark.parametrize("case", training_cases("albef", "models/model_retrieval.py"), ids=str)
 def test_retrieval_of_albef(case: Case) -> None:
-    state, config, given = state_of(case), albef_config(case), tensors_of(case)
+    state, config, tensors = state_of(case), albef_config(case), tensors_of(case)
     network = network_to_train(ALBEF_RECIPE, state, config, case)
     slow = network_to_train(ALBEF_RECIPE, teacher_state(state), config, case)
     queue = Queue.of_checkpoint(state).double()
     rules = RetrievalRules(case.config["retrieval"]["momentum"], before=ALBEF.before)
-    retrieved = retrieve(
+    result = retrieve(
         AlbefEncoders(network),
         AlbefEncoders(slow),
         queue,
         network.temp,
-        pairs(given),
+        pairs(tensors),
         rules,
-        alpha=given["alpha"],
-        draw=drawn(given),
+        alpha=tensors["alpha"],
+        draw=drawn(tensors),
     )
-    got = after(case, retrieved, queue, slow)
-    assert_training_outputs(case, got | gradients(case, network, sum_of(retrieved)))
+    outputs = after(case, result, queue, slow)
+    assert_training_outputs(case, outputs | gradients(case, network, sum_of(result)))
 
 
 @pytest.mark.parametrize("case", training_cases("albef", "models/model_pretrain.py"), ids=str)
 def test_pretraining_of_albef(case: Case) -> None:
-    state, config, given = state_of(case), albef_config(case), tensors_of(case)
+    state, config, tensors = state_of(case), albef_config(case), tensors_of(case)
     student, slow = (align_network(x, config, case) for x in (state, teacher_state(state)))
     queue = Queue.of_checkpoint(state).double()
     rules = RetrievalRules(case.config["retrieval"]["momentum"], bounded_temperature=True)
-    retrieved = pretrain_align(
+    result = pretrain_align(
         student,
         slow,
         queue,
-        pairs(given),
-        Masked(given["mlm_input_ids"], given["mlm_labels"]),
+        pairs(tensors),
+        Masked(tensors["mlm_input_ids"], tensors["mlm_labels"]),
         rules,
-        alpha=given["alpha"],
-        draw=drawn(given),
+        alpha=tensors["alpha"],
+        draw=drawn(tensors),
     )
-    got = after(case, retrieved, queue, slow.network)
+    outputs = after(case, result, queue, slow.network)
     ours = {name: f"network.{name}" for name, _ in student.network.named_parameters()}
     ours["text_encoder.cls.predictions.bias"] = "cls.predictions.bias"
-    assert_training_outputs(case, got | gradients(case, student, sum_of(retrieved), ours))
+    assert_training_outputs(case, outputs | gradients(case, student, sum_of(result), ours))
 
 
 @pytest.mark.parametrize("case", training_cases("blip", "models/blip_retrieval.py"), ids=str)
 def test_retrieval_of_blip(case: Case) -> None:
-    state, config, given = state_of(case), blip_config(case), tensors_of(case)
+    state, config, tensors = state_of(case), blip_config(case), tensors_of(case)
     network = network_to_train(BLIP_RECIPE, state, config, case)
     slow = network_to_train(BLIP_RECIPE, teacher_state(state), config, case)
     queue, enc_id = Queue.of_checkpoint(state).double(), case.config["added_tokens"]["[ENC]"]
@@ -117,26 +117,26 @@ def test_retrieval_of_blip(case: Case) -> None:
         bounded_temperature=BLIP.bounded_temperature,
         negatives_by_teacher=BLIP.negatives_by_teacher,
     )
-    retrieved = retrieve(
+    result = retrieve(
         BlipEncoders(network, enc_id),
         BlipEncoders(slow, enc_id),
         queue,
         temperature,
-        pairs(given),
+        pairs(tensors),
         rules,
-        alpha=given["alpha"],
-        draw=drawn(given),
+        alpha=tensors["alpha"],
+        draw=drawn(tensors),
     )
-    got = after(case, retrieved, queue, slow)
+    outputs = after(case, result, queue, slow)
     network.temp = temperature
-    assert_training_outputs(case, got | gradients(case, network, sum_of(retrieved)))
+    assert_training_outputs(case, outputs | gradients(case, network, sum_of(result)))
 
 
 def align_network(state: dict[str, Tensor], config: dict[str, Any], case: Case) -> AlignNetwork:
     network = network_to_train(ALBEF_RECIPE, state, config, case)
-    completed = ALBEF_RECIPE.complete_config(config, state, case.folder)
-    parsed = BertSizes.model_validate(completed["encoder"])
-    whole = AlignNetwork(network, parsed).double()
+    complete_config = ALBEF_RECIPE.complete_config(config, state, case.folder)
+    sizes = BertSizes.model_validate(complete_config["encoder"])
+    whole = AlignNetwork(network, sizes).double()
     prefix = "text_encoder.cls."
     head = {
         name.removeprefix(prefix): x
@@ -147,5 +147,5 @@ def align_network(state: dict[str, Tensor], config: dict[str, Any], case: Case) 
     return whole
 
 
-def sum_of(retrieved: Retrieved) -> Tensor:
-    return torch.stack(list(retrieved.losses.values())).sum()
+def sum_of(result: Retrieved) -> Tensor:
+    return torch.stack(list(result.losses.values())).sum()

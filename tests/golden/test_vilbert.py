@@ -43,26 +43,26 @@ def load_as(case: Case, root: Path, **options: Any) -> Loaded:
     return load(RECIPE, case, config_of(case) | options, root)
 
 
-def given_to(loaded: Loaded, case: Case) -> tuple[dict[str, Tensor], Tensor]:
+def given_to(model: Loaded, case: Case) -> tuple[dict[str, Tensor], Tensor]:
     """The graphs' inputs, and the token types, which graphs do not take."""
-    given = {
+    tensors = {
         NAMES.get(name, name): torch.from_numpy(x) for name, x in case.arrays("inputs").items()
     }
-    ids, mask, types = given["input_txt"], given["attention_mask"], given["token_type_ids"]
-    if loaded.config["task_tokens"]:
-        task = loaded.network.get_parameter("bert.embeddings.word_embeddings.weight").shape[0]
-        task_ids = task + given["task_ids"]
+    ids, mask, types = tensors["input_txt"], tensors["attention_mask"], tensors["token_type_ids"]
+    if model.config["task_tokens"]:
+        task = model.network.get_parameter("bert.embeddings.word_embeddings.weight").shape[0]
+        task_ids = task + tensors["task_ids"]
         ids, types = (
-            torch.cat([x[:, :1], put_in, x[:, 1:]], dim=1)
-            for x, put_in in ((ids, task_ids), (types, torch.zeros_like(task_ids)))
+            torch.cat([x[:, :1], extra, x[:, 1:]], dim=1)
+            for x, extra in ((ids, task_ids), (types, torch.zeros_like(task_ids)))
         )
         mask = torch.cat([torch.ones_like(task_ids), mask], dim=1)
     inputs = {
         "text_ids": ids,
         "text_mask": mask,
-        "visual": given["input_imgs"],
-        "visual_mask": given["image_attention_mask"],
-        "boxes": given["image_loc"],
+        "visual": tensors["input_imgs"],
+        "visual_mask": tensors["image_attention_mask"],
+        "boxes": tensors["image_loc"],
     }
     return inputs, types
 
@@ -98,7 +98,7 @@ def watched(encoder: Any) -> dict[str, nn.Module]:
 def compute(network: Any, inputs: Mapping[str, Tensor], types: Tensor, fusion: Any) -> Arrays:
     """Everything that vilbert-multi-task puts out, as far as the checkpoint has it."""
     bert, cls = network.bert, network.cls
-    with recorded(watched(bert.encoder)) as seen:
+    with recorded(watched(bert.encoder)) as layer_outputs:
         embedded = bert.embeddings(inputs["text_ids"], types)
         states = bert.encoder.text_alone(embedded, inputs["text_mask"])
         regions = bert.v_embeddings(inputs["visual"], inputs["boxes"])
@@ -107,7 +107,7 @@ def compute(network: Any, inputs: Mapping[str, Tensor], types: Tensor, fusion: A
         )
     pooled_t, pooled_v = bert.t_pooler(text), bert.v_pooler(visual)
     pooled = fuse(pooled_t, pooled_v, fusion)
-    got = {
+    outputs = {
         "sequence_output_t": text,
         "sequence_output_v": visual,
         "pooled_output_t": pooled_t,
@@ -116,7 +116,7 @@ def compute(network: Any, inputs: Mapping[str, Tensor], types: Tensor, fusion: A
         "vision_prediction": cls.imagePredictions(visual),
         "alignment": cls.bi_seq_relationship(pooled),
     }
-    read_by = {
+    head_inputs = {
         "vil_prediction": pooled,
         "vil_prediction_gqa": pooled,
         "vil_logit": pooled,
@@ -124,36 +124,36 @@ def compute(network: Any, inputs: Mapping[str, Tensor], types: Tensor, fusion: A
         "linguisic_logit": text,
         "vision_logit": visual,
     }
-    got |= {
-        name: getattr(network, name)(x) for name, x in read_by.items() if hasattr(network, name)
+    outputs |= {
+        name: getattr(network, name)(x) for name, x in head_inputs.items() if hasattr(network, name)
     }
-    if "vision_logit" in got:
-        got["vision_logit"] += (1.0 - inputs["visual_mask"].unsqueeze(2)) * -10000.0
+    if "vision_logit" in outputs:
+        outputs["vision_logit"] += (1.0 - inputs["visual_mask"].unsqueeze(2)) * -10000.0
     if hasattr(network, "vil_binary_prediction") and len(pooled) % 2 == 0:
-        got["vil_binary_prediction"] = network.vil_binary_prediction(
+        outputs["vil_binary_prediction"] = network.vil_binary_prediction(
             pooled.reshape(len(pooled) // 2, -1)
         )
-    for name, output in seen.items():
+    for name, output in layer_outputs.items():
         if name.startswith("connection"):
-            got[f"{name}_t"], got[f"{name}_v"] = output
+            outputs[f"{name}_t"], outputs[f"{name}_v"] = output
         else:
-            got[name] = output
-    return {name: x.numpy() for name, x in got.items()}
+            outputs[name] = output
+    return {name: x.numpy() for name, x in outputs.items()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_inference_output(case: Case, tmp_path: Path) -> None:
-    loaded = load_as(case, tmp_path)
+    model = load_as(case, tmp_path)
     fusion = case.config["hyperparameters"]["fusion_method"]
-    inputs, types = given_to(loaded, case)
-    got = compute(loaded.network, inputs, types, fusion)
+    inputs, types = given_to(model, case)
+    outputs = compute(model.network, inputs, types, fusion)
     fewer = {name: x[:-1] for name, x in inputs.items()}
-    odd = compute(loaded.network, fewer, types[:-1], fusion)
+    odd = compute(model.network, fewer, types[:-1], fusion)
     # the originals put out the alignment where there is no head for pairs, or no pair
-    got.setdefault("vil_binary_prediction", got["alignment"])
-    got["vil_binary_prediction_odd_batch"] = odd.get("vil_binary_prediction", odd["alignment"])
-    got |= {theirs: got[name] for name, theirs in PRETRAINING.items()}
-    assert_inference_outputs(case, got)
+    outputs.setdefault("vil_binary_prediction", outputs["alignment"])
+    outputs["vil_binary_prediction_odd_batch"] = odd.get("vil_binary_prediction", odd["alignment"])
+    outputs |= {theirs: outputs[name] for name, theirs in PRETRAINING.items()}
+    assert_inference_outputs(case, outputs)
 
 
 HEADS = {
@@ -167,40 +167,40 @@ HEADS = {
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_graphs_of_every_task_put_out_their_heads(case: Case, tmp_path: Path) -> None:
     """Over texts of type 0, as requests are."""
-    proved = []
+    tasks = []
     for task in shown_tasks(case):
-        loaded = load_as(case, tmp_path, task=task)
+        model = load_as(case, tmp_path, task=task)
         fusion = case.config["hyperparameters"]["fusion_method"]
-        inputs, types = given_to(loaded, case)
+        inputs, types = given_to(model, case)
         if task == "reason":
             even = len(types) // 2 * 2
             inputs, types = {name: x[:even] for name, x in inputs.items()}, types[:even]
             for name in ("text_ids", "text_mask"):  # one text for both images
                 inputs[name] = inputs[name][::2].repeat_interleave(2, 0)
-        expected = compute(loaded.network, inputs, torch.zeros_like(types), fusion)
-        given = {name: x.numpy() for name, x in inputs.items()}
+        expected = compute(model.network, inputs, torch.zeros_like(types), fusion)
+        arrays = {name: x.numpy() for name, x in inputs.items()}
         if task == "match":
-            text = {name: given.pop(name) for name in ("text_ids", "text_mask")}
-            given |= loaded.run("text", **text) | {"text_mask": text["text_mask"]}
-            got = loaded.run("fusion", **given)["match_logits"]
+            text = {name: arrays.pop(name) for name in ("text_ids", "text_mask")}
+            arrays |= model.run("text", **text) | {"text_mask": text["text_mask"]}
+            values = model.run("fusion", **arrays)["match_logits"]
             alignment = expected["alignment"]
             reference = expected.get("vil_logit", alignment[:, :1] - alignment[:, 1:])
         elif task == "reason":
             pairs = {
                 name: x[::2] if name.startswith("text") else x.reshape(-1, 2, *x.shape[1:])
-                for name, x in given.items()
+                for name, x in arrays.items()
             }
-            got, reference = (
-                loaded.run("model", **pairs)["logits"],
+            values, reference = (
+                model.run("model", **pairs)["logits"],
                 expected["vil_binary_prediction"],
             )
         else:
             head, output = HEADS[task]
-            got = loaded.run("model", **given)[output]
-            reference = expected[head].reshape(got.shape)
-        assert_close(got, reference, f"{case}: {task}")
-        proved.append(task)
-    assert proved
+            values = model.run("model", **arrays)[output]
+            reference = expected[head].reshape(values.shape)
+        assert_close(values, reference, f"{case}: {task}")
+        tasks.append(task)
+    assert tasks
 
 
 def shown_tasks(case: Case) -> list[str]:

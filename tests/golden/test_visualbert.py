@@ -41,8 +41,8 @@ def config_of(case: Case) -> dict[str, Any]:
 
 
 def trunk_inputs(case: Case) -> dict[str, torch.Tensor]:
-    given = case.arrays("inputs")
-    return {name: torch.from_numpy(given[name]) for name in TRUNK_INPUTS}
+    arrays = case.arrays("inputs")
+    return {name: torch.from_numpy(arrays[name]) for name in TRUNK_INPUTS}
 
 
 def as_arrays(tensors: dict[str, torch.Tensor]) -> Arrays:
@@ -61,9 +61,9 @@ def test_every_inference_output_of_answering(case: Case, tmp_path: Path) -> None
     with torch.inference_mode():
         states, pooled = network.visual_bert(**inputs)[:2]
         logits = network.cls(before_last(states, inputs["attention_mask"]))
-    got = {"last_hidden_state": states, "pooler_output": pooled, "logits": logits}
-    got["logits_when_labels_given"] = torch.log_softmax(logits, dim=-1)
-    assert_inference_outputs(case, as_arrays(got))
+    outputs = {"last_hidden_state": states, "pooler_output": pooled, "logits": logits}
+    outputs["logits_when_labels_given"] = torch.log_softmax(logits, dim=-1)
+    assert_inference_outputs(case, as_arrays(outputs))
 
 
 @pytest.mark.parametrize("case", ANSWERING, ids=str)
@@ -72,17 +72,19 @@ def test_the_graph_answers_like_transformers_own_class(case: Case, tmp_path: Pat
 
     theirs = VisualBertForQuestionAnswering(VisualBertConfig(**case.config["hyperparameters"]))
     state = read_checkpoint(case.folder / "state_dict.safetensors")
-    known = theirs.state_dict()
-    load_into(theirs, {name: x for name, x in state.items() if name in known}, "visual_bert")
+    parameters = theirs.state_dict()
+    load_into(theirs, {name: x for name, x in state.items() if name in parameters}, "visual_bert")
     inputs = trunk_inputs(case)
     del inputs["token_type_ids"], inputs["visual_token_type_ids"]
     with torch.inference_mode():
         expected = theirs.eval()(**inputs).logits.numpy()
     names = ("text_ids", "text_mask", "visual", "visual_mask")
-    given = dict(zip(names, (x.numpy() for x in inputs.values()), strict=True))
-    loaded = load(RECIPE, case, config_of(case), tmp_path)
-    got = loaded.run("model", **{**given, "visual_mask": given["visual_mask"].astype(np.int64)})
-    assert_close(got["logits"], expected, str(case))
+    arrays = dict(zip(names, (x.numpy() for x in inputs.values()), strict=True))
+    model = load(RECIPE, case, config_of(case), tmp_path)
+    outputs = model.run(
+        "model", **{**arrays, "visual_mask": arrays["visual_mask"].astype(np.int64)}
+    )
+    assert_close(outputs["logits"], expected, str(case))
 
 
 @pytest.mark.parametrize(
@@ -103,19 +105,19 @@ def test_every_inference_output_of_pretraining(case: Case, tmp_path: Path) -> No
     config = RECIPE.complete_config(config_of(case), state, case.folder)
     network = load_network(RECIPE, state, config)
     inputs = trunk_inputs(case)
-    given = {name: torch.from_numpy(x) for name, x in case.arrays("inputs").items()}
-    targets = {name: given[name] for name in ("labels", "sentence_image_labels")}
+    tensors = {name: torch.from_numpy(x) for name, x in case.arrays("inputs").items()}
+    targets = {name: tensors[name] for name in ("labels", "sentence_image_labels")}
     with torch.inference_mode():
         plain = network(**inputs, **targets)
-        aligned = network(**inputs, image_text_alignment=given["image_text_alignment"])
-    got = {
+        alignment = network(**inputs, image_text_alignment=tensors["image_text_alignment"])
+    outputs = {
         "loss": plain.loss,
         "prediction_logits": plain.prediction_logits,
         "seq_relationship_logits": plain.seq_relationship_logits,
-        "prediction_logits_with_alignment": aligned.prediction_logits,
-        "seq_relationship_logits_with_alignment": aligned.seq_relationship_logits,
+        "prediction_logits_with_alignment": alignment.prediction_logits,
+        "seq_relationship_logits_with_alignment": alignment.seq_relationship_logits,
     }
-    assert_inference_outputs(case, as_arrays(got))
+    assert_inference_outputs(case, as_arrays(outputs))
     with pytest.raises(ExportError, match="no head that answers requests"):
         RECIPE.serve(config, tmp_path)
 

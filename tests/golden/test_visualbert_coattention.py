@@ -62,8 +62,8 @@ def fewer(x: Tensor, keys: dict[str, Any], reduced: bool = True) -> Tensor:
     if keys["variant"] == "full" or not reduced:
         return x
     chunks = [x[start : start + keys["chunk"]] for start in range(0, len(x), keys["chunk"])]
-    chosen = [c.mean(dim=0) if keys["variant"] == "chunk" else c[0] for c in chunks]
-    return torch.stack(chosen)
+    tokens = [c.mean(dim=0) if keys["variant"] == "chunk" else c[0] for c in chunks]
+    return torch.stack(tokens)
 
 
 def attend(
@@ -102,14 +102,14 @@ def plain(state: State, keys: dict[str, Any], task: str, ids: Tensor, visual: Te
     text = trunk[f"{at}.word_embeddings.weight"][ids]
     text = text + trunk[f"{at}.position_embeddings.weight"][: len(ids)]
     text = norm(trunk, at, text + trunk[f"{at}.token_type_embeddings.weight"][0])
-    seen = linear(trunk, f"{at}.visual_projection", visual)
-    seen = seen + trunk[f"{at}.visual_position_embeddings.weight"][0]
-    seen = norm(trunk, at, seen + trunk[f"{at}.visual_token_type_embeddings.weight"][1])
-    text, seen = (
-        attend(trunk, "coattention.text", text, [(seen, True)], keys),
-        attend(trunk, "coattention.visual", seen, [(text, whole_text)], keys),
+    regions = linear(trunk, f"{at}.visual_projection", visual)
+    regions = regions + trunk[f"{at}.visual_position_embeddings.weight"][0]
+    regions = norm(trunk, at, regions + trunk[f"{at}.visual_token_type_embeddings.weight"][1])
+    text, regions = (
+        attend(trunk, "coattention.text", text, [(regions, True)], keys),
+        attend(trunk, "coattention.visual", regions, [(text, whole_text)], keys),
     )
-    x = torch.cat([text, seen])
+    x = torch.cat([text, regions])
     for index in range(LAYERS):
         layer = f"encoder.layer.{index}"
         sources = [(x[: len(ids)], whole_text), (x[len(ids) :], True)]
@@ -131,10 +131,10 @@ def test_the_graph_equals_the_plain_formulas(task: str, keys: dict[str, Any]) ->
         parameter.add_(torch.randn_like(parameter) * 0.3)
     inputs = RECIPE.example("model", config, {"batch": 4, "text": 8, "regions": 11}, seed=2)
     inputs["text_mask"][:, :2] = 1  # [CLS] and [SEP]
-    got = run_eager(RECIPE.graphs(network, config)["model"], inputs)["logits"]
+    logits = run_eager(RECIPE.graphs(network, config)["model"], inputs)["logits"]
     state = network.state_dict()
     for item in range(4):
         ids = inputs["text_ids"][item][inputs["text_mask"][item] == 1]
         visual = inputs["visual"][item][inputs["visual_mask"][item] == 1]
         expected = plain(state, keys, task, ids, visual)
-        assert_close(got[item], expected.numpy(), f"{task} {keys} item {item}")
+        assert_close(logits[item], expected.numpy(), f"{task} {keys} item {item}")

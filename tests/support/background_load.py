@@ -45,10 +45,10 @@ class Load:
                 sent_at = time.monotonic()
                 try:
                     answer = http.post(path, json=QUESTION)
-                    status, answered_by = answer.status_code, answer.json().get("version")
+                    status, answer_version = answer.status_code, answer.json().get("version")
                 except httpx.TransportError:
-                    status, answered_by = NO_CONNECTION, None
-                request = LoadRequest(sent_at, time.monotonic(), version, status, answered_by)
+                    status, answer_version = NO_CONNECTION, None
+                request = LoadRequest(sent_at, time.monotonic(), version, status, answer_version)
                 self.requests.append(request)
                 time.sleep(PAUSE_S)
 
@@ -56,7 +56,7 @@ class Load:
 @contextmanager
 def load_on(url: str, model: str, versions: list[int | None]) -> Iterator[Load]:
     load = Load(url, model)
-    clients = [threading.Thread(target=load.run, args=(each,)) for each in versions]
+    clients = [threading.Thread(target=load.run, args=(version,)) for version in versions]
     for client in clients:
         client.start()
     try:

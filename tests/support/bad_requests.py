@@ -212,9 +212,9 @@ def bad_forms() -> Iterator[Case]:
     for name, (body, kind) in bodies.items():
         yield Case(f"form-{name}", 400, "body_unreadable", body=body, content_type=kind)
     # what is said of a file beside its bytes is passed over, so that this lacks its text alone
-    said = b"name=\"image\"; filename*=x-none''a\r\n\r\nv"
+    disposition = b"name=\"image\"; filename*=x-none''a\r\n\r\nv"
     name = "form-file-name-of-an-unknown-charset"
-    yield Case(name, 422, "field_invalid", body=head + said + end, content_type=FORM)
+    yield Case(name, 422, "field_invalid", body=head + disposition + end, content_type=FORM)
     for name, cut in (("no-end", len(end)), ("half-an-end", 6)):
         body = GOOD_FORM[:-cut]
         yield Case(f"form-{name}", 400, "body_unreadable", body=body, content_type=FORM)
@@ -329,7 +329,7 @@ def bad_http() -> Iterator[Case]:
         ("length-and-chunked", b"Content-Length: 3\r\nTransfer-Encoding: chunked"),
     ):
         yield bad(name, 400, "bad_request", line)
-    coded = b"Transfer-Encoding: gzip, chunked"
-    yield bad("transfer-encoding-gzip", 501, "transfer_encoding_unsupported", coded)
+    header = b"Transfer-Encoding: gzip, chunked"
+    yield bad("transfer-encoding-gzip", 501, "transfer_encoding_unsupported", header)
     yield bad("header-of-40-kb", 431, "headers_too_large", b"A: " + b"x" * 40_000)
     yield bad("150-headers", 431, "headers_too_large", *[b"A: b"] * 150)

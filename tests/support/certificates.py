@@ -24,14 +24,14 @@ class TestCertificate:
 def make_certificate(folder: Path) -> TestCertificate:
     """Run the command of docs/access.md in ``folder``."""
     text = (PROJECT / "docs" / "access.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    found = re.search(r"^openssl req .*$", text, re.MULTILINE)
-    assert found, "docs/access.md has a command that makes a certificate"
-    subprocess.run(shlex.split(found[0]), cwd=folder, check=True, capture_output=True, timeout=60)
+    match = re.search(r"^openssl req .*$", text, re.MULTILINE)
+    assert match, "docs/access.md has a command that makes a certificate"
+    subprocess.run(shlex.split(match[0]), cwd=folder, check=True, capture_output=True, timeout=60)
     return TestCertificate(folder / "tls.crt", folder / "tls.key")
 
 
 def other_address() -> str | None:
     """Return an IPv4 address of this machine that is not loopback; None where it has none."""
-    addresses = (each for of_card in psutil.net_if_addrs().values() for each in of_card)
-    found = (each.address for each in addresses if each.family == socket.AF_INET)
-    return next((address for address in found if not address.startswith("127.")), None)
+    entries = (entry for card in psutil.net_if_addrs().values() for entry in card)
+    addresses = (entry.address for entry in entries if entry.family == socket.AF_INET)
+    return next((address for address in addresses if not address.startswith("127.")), None)

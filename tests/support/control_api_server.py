@@ -74,12 +74,12 @@ def running_control(
         proxy_headers=False,
     )
     server = uvicorn.Server(config)
-    with socket.create_server((settings.control.host, 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    with socket.create_server((settings.control.host, 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:
             time.sleep(0.005)
-        url = f"{'https' if tls else 'http'}://127.0.0.1:{listening.getsockname()[1]}"
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
         try:
             with ControlClient(url, settings.control_key_file, trust_of(tls)) as client:
                 yield RunningControl(url, key, client, engine, gateway, settings)

@@ -91,18 +91,18 @@ class FakeEngine:
         of_kind = self._of_kind(engine)
         if not of_kind:
             raise EngineUnavailable(f"no instance of {engine} answers")
-        lacking = [name for name in of_kind if key not in self.held[name]]
+        targets = [name for name in of_kind if key not in self.held[name]]
         self.loading.set()
         self._wait_while_held()
         self.loads.append(key)
-        if lacking:
+        if targets:
             self.served[key] = serving
         if key in self.fail_to_load:
             raise LoadFailed(self.fail_to_load[key])
         if serving is not None and key in self.fail_to_load_tuned:
             raise LoadFailed(self.fail_to_load_tuned[key])
         self._manifests[key] = verify_archive(archive)
-        for name in lacking:
+        for name in targets:
             self.held[name][key] = LoadedVersion(workers_ready=2, pending=0)
 
     def _wait_while_held(self) -> None:
@@ -150,12 +150,12 @@ class FakeEngine:
             raise NotReady(f"{model} {version} on {instance.name} answered 404")
         manifest = self._manifests[key]
         answer = next(probe.answer for probe in manifest.probes if probe.fields == fields)
-        served = {"model": model, "version": version, "request_id": "r", **answer}
+        body = {"model": model, "version": version, "request_id": "r", **answer}
         tuned = self.served.get(key) is not None
         wrong = {key, (instance.name, *key)} & self.answer_wrong or (
             tuned and key in self.answer_wrong_tuned
         )
-        return served | ({"tags": []} if wrong else {})
+        return body | ({"tags": []} if wrong else {})
 
     def send(
         self, instance: Instance, key: Key, request: ClientRequest, timeout_s: float
@@ -163,9 +163,9 @@ class FakeEngine:
         """Answer with ``trial_answer``, or as the archive's first probe."""
         self.sent.append((instance.name, key, request))
         model, version = key
-        told = {"model": model, "version": version, "request_id": request.request_id}
+        identity = {"model": model, "version": version, "request_id": request.request_id}
         answer = self.trial_answer or self._manifests[key].probes[0].answer
-        body = json.dumps({**told, **answer}).encode()
+        body = json.dumps({**identity, **answer}).encode()
         return EngineAnswer(200, body, "decode;dur=1.5, infer;dur=20.25")
 
     def _of_kind(self, engine: EngineKind | None) -> list[str]:
@@ -173,10 +173,10 @@ class FakeEngine:
         return [name for name in self._answering() if engine in (None, kinds[name])]
 
     def _answering(self) -> list[str]:
-        answering = [name for name in self.held if name not in self.down]
-        if not answering:
+        names = [name for name in self.held if name not in self.down]
+        if not names:
             raise EngineUnavailable("no engine instance answers")
-        return answering
+        return names
 
 
 class FakeGateway:

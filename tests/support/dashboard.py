@@ -23,21 +23,21 @@ TRITON_METRICS = ROOT / "tests" / "unit" / "triton_metrics.txt"
 
 def panels() -> dict[str, list[str]]:
     """Return title -> queries."""
-    listed = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
-    return {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in listed}
+    entries = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    return {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in entries}
 
 
 def metrics_of(query: str) -> set[str]:
     """Return the names of the series that a query reads."""
-    found: set[str] = set()
+    names: set[str] = set()
 
     def note(node: Any) -> bool:
         if isinstance(node, promql_parser.VectorSelector):
-            found.add(node.name)
+            names.add(node.name)
         return True
 
     promql_parser.walk(promql_parser.parse(query.replace("$__rate_interval", "1m")), note)
-    return found
+    return names
 
 
 def of_gateway() -> set[str]:
@@ -60,22 +60,25 @@ def of_engine(kind: EngineKind) -> set[str]:
 def exposed_by(stack: RunningStack) -> set[str]:
     """Return the series that a running stack exposes now, and Prometheus' own."""
     pages = [f"http://127.0.0.1:{stack.settings.gateway.metrics_port}/stats/prometheus"]
-    pages += [f"http://127.0.0.1:{each.metrics_port}/metrics" for each in endpoints(stack.settings)]
+    pages += [
+        f"http://127.0.0.1:{endpoint.metrics_port}/metrics"
+        for endpoint in endpoints(stack.settings)
+    ]
     return {"up"}.union(*(_exposed(page) for page in pages))
 
 
 def unanswered(stack: RunningStack, other: EngineKind) -> dict[str, list[str]]:
     """Return panel -> its queries that a running stack has no series for, but for those of the
     ``other`` engine, which it does not run; a panel without any query for this one has them all."""
-    exposed = exposed_by(stack)
+    series = exposed_by(stack)
     others = of_engine(other)
-    found = {}
+    gaps = {}
     for title, queries in panels().items():
-        answered = [query for query in queries if metrics_of(query) <= exposed]
-        missed = [query for query in queries if query not in answered]
-        if not answered or any(not metrics_of(query) <= others for query in missed):
-            found[title] = missed
-    return found
+        hits = [query for query in queries if metrics_of(query) <= series]
+        misses = [query for query in queries if query not in hits]
+        if not hits or any(not metrics_of(query) <= others for query in misses):
+            gaps[title] = misses
+    return gaps
 
 
 def _exposed(page: str) -> set[str]:

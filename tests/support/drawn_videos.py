@@ -47,6 +47,6 @@ def turn(path: Path) -> None:
     one, minus = (0x10000).to_bytes(4, "big"), (0x100000000 - 0x10000).to_bytes(4, "big")
     zero, last = bytes(4), (0x40000000).to_bytes(4, "big")
     width = (SIZE[1] << 16).to_bytes(4, "big")
-    turned = [zero, one, zero, minus, zero, zero, width, zero, last]
-    data[matrix : matrix + 36] = b"".join(turned)
+    values = [zero, one, zero, minus, zero, zero, width, zero, last]
+    data[matrix : matrix + 36] = b"".join(values)
     path.write_bytes(data)

@@ -149,10 +149,10 @@ class Eager:
         return " ".join(written_words)
 
 
-def eager_of(trained: Trained, root: Path) -> Eager:
+def eager_of(model: Trained, root: Path) -> Eager:
     (root / "assets").mkdir()
-    served = trained.recipe.serve(trained.config, root / "assets")
-    return Eager(trained.recipe.graphs(trained.network, trained.config), served, root)
+    interface = model.recipe.serve(model.config, root / "assets")
+    return Eager(model.recipe.graphs(model.network, model.config), interface, root)
 
 
 def tag(eager: Eager, question: Question, inputs: Arrays) -> Answer:

@@ -39,8 +39,8 @@ def load(recipe: Recipe, case: Case, config: Mapping[str, Any], root: Path) -> L
     complete = recipe.complete_config(config, state, case.folder)
     network = load_network(recipe, state, complete)
     (root / "assets").mkdir(exist_ok=True)
-    serving = recipe.serve(complete, root / "assets")
-    return Loaded(network, complete, recipe.graphs(network, complete), serving, root)
+    interface = recipe.serve(complete, root / "assets")
+    return Loaded(network, complete, recipe.graphs(network, complete), interface, root)
 
 
 def assert_inference_outputs(case: Case, outputs: Arrays) -> None:
@@ -53,10 +53,10 @@ def assert_inference_outputs(case: Case, outputs: Arrays) -> None:
             assert_close(outputs[name], reference[name], f"{case}: {name}")
 
 
-def assert_same_ids(case: Case, loaded: Loaded) -> None:
+def assert_same_ids(case: Case, model: Loaded) -> None:
     """The archive's tokenizer gives the ids that the original gave for the case's captions."""
-    assert loaded.served.text is not None
-    tokenizer, inputs = load_tokenizer(loaded.served.text, loaded.root), case.arrays("inputs")
+    assert model.served.text is not None
+    tokenizer, inputs = load_tokenizer(model.served.text, model.root), case.arrays("inputs")
     rows = zip(case.config["captions"], inputs["input_ids"], inputs["attention_mask"], strict=True)
     for text, ids, mask in rows:
         np.testing.assert_array_equal(tokenizer.ids(text), ids[mask == 1], err_msg=text)

@@ -125,10 +125,10 @@ KINDS: dict[str, Any] = {
 """``image`` and ``text`` of the manifest are there where a graph takes them, unless it says so."""
 
 
-def manifest_of(kind: str, **changed: Any) -> Manifest:
+def manifest_of(kind: str, **changes: Any) -> Manifest:
     fields = dict(KINDS[kind])
-    inputs_taken = {name for inputs, _ in fields["graphs"].values() for name in inputs}
-    image = fields.pop("image", "image" in inputs_taken)
+    input_names = {name for inputs, _ in fields["graphs"].values() for name in inputs}
+    image = fields.pop("image", "image" in input_names)
     draft: dict[str, Any] = {
         "model": "m",
         "version": 1,
@@ -136,16 +136,16 @@ def manifest_of(kind: str, **changed: Any) -> Manifest:
         **fields,
         "graphs": {name: _graph(*tensors) for name, tensors in fields["graphs"].items()},
         "image": {"height": 8, "width": 12} if image else None,
-        "text": _text() if "text_ids" in inputs_taken else None,
-        **changed,
+        "text": _text() if "text_ids" in input_names else None,
+        **changes,
     }
     files = ["echo.json", "characters.json", f"handlers/{fields['task']}.py"]
     files += ["torchserve_handler.py", "MAR-INF/MANIFEST.json"]
     return Manifest.model_validate({**draft, "files": dict.fromkeys(files, "0" * 64)})
 
 
-def pipeline_of(kind: str, root: Path, **changed: Any) -> Pipeline:
-    manifest = manifest_of(kind, **changed)
+def pipeline_of(kind: str, root: Path, **changes: Any) -> Pipeline:
+    manifest = manifest_of(kind, **changes)
     (root / "echo.json").write_text(json.dumps({"fail_on_id": VOCABULARY[FAILS]}), encoding="utf-8")
     (root / "characters.json").write_text(json.dumps(VOCABULARY), encoding="utf-8")
     (root / "answers.json").write_text(

@@ -27,9 +27,9 @@ def with_edited_entry_points(
     shutil.copytree(PROJECT / "handlers", handlers, ignore=shutil.ignore_patterns("__pycache__"))
     for name in entry_points:
         code = (handlers / name).read_text(encoding="utf-8")
-        edited = re.sub(rf"^( *){re.escape(before)}", rf"\1{line}\n\g<0>", code, flags=re.M)
-        assert edited != code
-        (handlers / name).write_text(edited, encoding="utf-8")
-    with zipfile.ZipFile(archive) as packed:
-        content = {n: packed.read(n) for n in packed.namelist() if n.startswith(("gr", "as"))}
+        new_code = re.sub(rf"^( *){re.escape(before)}", rf"\1{line}\n\g<0>", code, flags=re.M)
+        assert new_code != code
+        (handlers / name).write_text(new_code, encoding="utf-8")
+    with zipfile.ZipFile(archive) as zip_file:
+        content = {n: zip_file.read(n) for n in zip_file.namelist() if n.startswith(("gr", "as"))}
     return pack_archive(folder, draft_of(verify_archive(archive)), content, handlers)

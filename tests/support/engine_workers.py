@@ -40,11 +40,11 @@ def _of_torchserve(endpoint: Endpoint, model: str) -> dict[int, list[int]]:
 
 def _of_triton(endpoint: Endpoint, model: str) -> dict[int, list[int]]:
     server = psutil.Process(int(endpoint.pid_file.read_text(encoding="utf-8")))
-    named = {
+    versions = {
         _version_of(folder, model): sorted(worker.process.pid for worker in workers)
         for folder, workers in triton_workers.living(server).items()
     }
-    return {version: pids for version, pids in named.items() if version is not None}
+    return {version: pids for version, pids in versions.items() if version is not None}
 
 
 def _version_of(code_folder: Path, model: str) -> int | None:

@@ -62,15 +62,11 @@ def usable(kind: EngineKind) -> EngineKind:
 
 
 def _kinds_of(item: pytest.Item) -> list[Any]:
-    kind_asked_for = chosen_kind()
+    kind = chosen_kind()
     marker = item.get_closest_marker("on_triton")
-    if (
-        kind_asked_for != "torchserve"
-        or marker is None
-        or item.get_closest_marker("torchserve_only")
-    ):
-        return [kind_asked_for]
+    if kind != "torchserve" or marker is None or item.get_closest_marker("torchserve_only"):
+        return [kind]
     return [
-        kind_asked_for,
+        kind,
         pytest.param("triton", marks=_TIERS[marker.kwargs.get("tier", "triton")]),
     ]

@@ -31,4 +31,4 @@ def shares_stack(file: Path) -> bool:
 
 def _all_shared(file: Path) -> list[str]:
     text = file.read_text(encoding="utf-8")
-    return [name for asked, name in LONGEST.items() if re.search(rf"\b{asked}", text)]
+    return [name for pattern, name in LONGEST.items() if re.search(rf"\b{pattern}", text)]

@@ -79,20 +79,20 @@ def hidden_behind_a_deflated_member(members: Members, code: bytes = HIDDEN_CODE)
     """Where the compressed bytes end, some go on, Python where the directory says."""
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     content = members["vlserve/__init__.py"]
-    packed = packer.compress(content) + packer.flush() + local_member(HIDDEN, code)
-    return _with_packed("vlserve/__init__.py", members, packed, len(content))
+    stream = packer.compress(content) + packer.flush() + local_member(HIDDEN, code)
+    return _with_packed("vlserve/__init__.py", members, stream, len(content))
 
 
-def _with_packed(name: str, members: Members, packed: bytes, size_bytes: int) -> bytes:
-    """A good archive in which one member holds ``packed`` as its deflated bytes."""
+def _with_packed(name: str, members: Members, stream: bytes, size_bytes: int) -> bytes:
+    """A good archive in which one member holds ``stream`` as its deflated bytes."""
     crc = zlib.crc32(members[name])
-    raw = stored(members | {name: packed})
+    raw = stored(members | {name: stream})
     result = bytearray(raw)
     header = header_of(raw, name)
     entry = raw.index(name.encode(), directory_of(raw)) - 46
     for place, method_at, crc_at in ((header, 8, 14), (entry, 10, 16)):
         struct.pack_into("<H", result, place + method_at, zipfile.ZIP_DEFLATED)
-        struct.pack_into("<3L", result, place + crc_at, crc, len(packed), size_bytes)
+        struct.pack_into("<3L", result, place + crc_at, crc, len(stream), size_bytes)
     return bytes(result)
 
 
@@ -215,8 +215,8 @@ def _engine_manifest_saying(**changes: object) -> Callable[[Members], bytes]:
     """TorchServe's manifest says this beside the model."""
 
     def make(members: Members) -> bytes:
-        said = json.loads(members[ENGINE_MANIFEST]) | changes
-        return listed(members | {ENGINE_MANIFEST: json.dumps(said).encode()})
+        manifest = json.loads(members[ENGINE_MANIFEST]) | changes
+        return listed(members | {ENGINE_MANIFEST: json.dumps(manifest).encode()})
 
     return make
 
@@ -244,8 +244,8 @@ def _of_kind(kind: int) -> Callable[[Members], bytes]:
 
 def _said_twice(members: Members) -> bytes:
     model = json.loads(members[ENGINE_MANIFEST])["model"]
-    another = model | {"handler": "other.py"}
-    raw = f'{{"model": {json.dumps(another)}, "model": {json.dumps(model)}}}'.encode()
+    other_model = model | {"handler": "other.py"}
+    raw = f'{{"model": {json.dumps(other_model)}, "model": {json.dumps(model)}}}'.encode()
     return listed(members | {ENGINE_MANIFEST: raw})
 
 

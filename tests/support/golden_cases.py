@@ -28,8 +28,8 @@ def golden_folder() -> Path:
         if not Path(folder_name).is_dir():
             raise FileNotFoundError(f"VLSERVE_GOLDEN is {folder_name}, which is no folder")
         return Path(folder_name)
-    shared = Path(__file__).parents[3] / "shared" / "golden"
-    return shared if shared.is_dir() else COPY
+    folder = Path(__file__).parents[3] / "shared" / "golden"
+    return folder if folder.is_dir() else COPY
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,8 @@ def oddly_wrapped() -> Iterator[Case]:
         "that-expect-continue": (("Expect", "100-continue"),),
         "of-another-host": (("X-Forwarded-Host", "evil"), ("X-Original-Url", "/none")),
     }
-    for name, added in headers.items():
-        yield _odd(f"headers-{name}", headers=added)
+    for name, pairs in headers.items():
+        yield _odd(f"headers-{name}", headers=pairs)
     paths = (
         "/predictions/{}/1",
         "//predictions//{}",
@@ -95,11 +95,11 @@ def oddly_wrapped() -> Iterator[Case]:
     for kind in ("image/jpeg", "application/octet-stream", None):
         path = f"/predictions/{MODEL}?text={quote(TEXT)}"
         yield _odd(f"raw-bytes-as-{kind}", body=JPEG, content_type=kind, path=path)
-    for encoding, packed in (
+    for encoding, content in (
         ("gzip", gzip.compress(GOOD_FORM)),
         ("deflate", zlib.compress(GOOD_FORM)),
     ):
-        yield _odd(f"in-{encoding}", body=packed, headers=(("Content-Encoding", encoding),))
+        yield _odd(f"in-{encoding}", body=content, headers=(("Content-Encoding", encoding),))
     yield _odd("form-with-an-epilogue", body=GOOD_FORM + b"hello")
     yield _odd(
         "in-chunks",

@@ -23,7 +23,7 @@ class Installation:
         self, words: Sequence[str | Path], folder: Path | None = None, timeout_s: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run a command of the environment without a variable of ours; ``folder``: where."""
-        inherited = {
+        base = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("VLSERVE_", "PYTHON", "COV_"))
@@ -32,7 +32,7 @@ class Installation:
         return subprocess.run(
             [str(self.environment / "bin" / program), *arguments],
             cwd=folder or self.folder,
-            env=inherited | dict(self.variables),
+            env=base | dict(self.variables),
             capture_output=True,
             text=True,
             timeout=timeout_s,

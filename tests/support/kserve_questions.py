@@ -34,39 +34,41 @@ def request_of(model: str, image: bytes, texts: list[str], binary: bool) -> Infe
 
 async def answers(url: str, model: str, image: bytes, texts: list[str]) -> dict[str, Any]:
     client = InferenceRESTClient(RESTConfig(protocol="v2", timeout=60, retries=0))
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "live": await client.is_server_live(url),
         "ready": await client.is_server_ready(url),
         "model_ready": await client.is_model_ready(url, model),
     }
     for binary in (True, False):
-        asked = request_of(model, image, texts, binary)
-        answer = await client.infer(url, asked, model_name=model)
-        told["binary" if binary else "json"] = _outputs(answer)
-    return told
+        request = request_of(model, image, texts, binary)
+        answer = await client.infer(url, request, model_name=model)
+        report["binary" if binary else "json"] = _outputs(answer)
+    return report
 
 
 async def answers_by_grpc(url: str, model: str, image: bytes, texts: list[str]) -> dict[str, Any]:
     client = InferenceGRPCClient(url.removeprefix("http://"), timeout=60, retries=0)
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "live": await client.is_server_live(),
         "ready": await client.is_server_ready(),
         "model_ready": await client.is_model_ready(model),
     }
     for raw in (True, False):
-        asked = request_of(model, image, texts, raw)
-        told["raw" if raw else "contents"] = _outputs(await client.infer(asked))
+        request = request_of(model, image, texts, raw)
+        report["raw" if raw else "contents"] = _outputs(await client.infer(request))
     await client.close()
-    return told
+    return report
 
 
 def _outputs(answer: Any) -> dict[str, Any]:
-    return {"id": answer.id} | {one.name: one.as_numpy().tolist() for one in answer.outputs}
+    return {"id": answer.id} | {
+        tensor.name: tensor.as_numpy().tolist() for tensor in answer.outputs
+    }
 
 
 if __name__ == "__main__":
     url, model, file, *texts = sys.argv[1:]
-    asked = model, Path(file).read_bytes(), texts
-    rest = asyncio.run(answers(url, *asked))
-    grpc = asyncio.run(answers_by_grpc(url, *asked))
+    arguments = model, Path(file).read_bytes(), texts
+    rest = asyncio.run(answers(url, *arguments))
+    grpc = asyncio.run(answers_by_grpc(url, *arguments))
     print(json.dumps({"rest": rest, "grpc": grpc}, default=lambda value: value.decode()))

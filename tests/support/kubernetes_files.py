@@ -45,9 +45,9 @@ def without_cluster(words: list[str], folder: Path) -> subprocess.CompletedProce
 
 
 def _objects(words: list[str], folder: Path) -> list[Object]:
-    done = without_cluster(words, folder)
-    assert done.returncode == 0, done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+    process = without_cluster(words, folder)
+    assert process.returncode == 0, process.stderr
+    return [document for document in yaml.safe_load_all(process.stdout) if document]
 
 
 def unpacked_helm(folder: Path) -> Path:
@@ -65,11 +65,14 @@ def unpacked_helm(folder: Path) -> Path:
 
 def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
     """Name -> the pod's spec, of each Deployment; of KServe's runtime, its part of one."""
-    for each in objects:
-        if each["kind"] == "Deployment":
-            yield each["metadata"]["name"], each["spec"]["template"]["spec"]
+    for resource in objects:
+        if resource["kind"] == "Deployment":
+            yield resource["metadata"]["name"], resource["spec"]["template"]["spec"]
 
 
 def containers(pod: Object) -> dict[str, Object]:
     """Name -> container, those that only prepare included."""
-    return {one["name"]: one for one in [*pod.get("initContainers", []), *pod["containers"]]}
+    return {
+        container["name"]: container
+        for container in [*pod.get("initContainers", []), *pod["containers"]]
+    }

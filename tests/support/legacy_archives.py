@@ -294,8 +294,8 @@ def torchscript(inputs: int = 3, outputs: int = 2) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(network, torch.zeros(1, inputs))  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, buffer)  # type: ignore[no-untyped-call]
+        graph = torch.jit.trace(network, torch.zeros(1, inputs))  # type: ignore[no-untyped-call]
+        torch.jit.save(graph, buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support import legacy_archives as made
+from support import legacy_archives as legacy
 
 ENVELOPES = {"Json": "json", "Kserve": "kserve"}
 """Former name -> the envelope that its server is told of."""
@@ -25,8 +25,8 @@ class Call:
     @property
     def all_headers(self) -> dict[str, str]:
         """Return the headers with the type, where it has one."""
-        typed = {"content-type": self.content_type} if self.content_type is not None else {}
-        return typed | self.headers
+        type_header = {"content-type": self.content_type} if self.content_type is not None else {}
+        return type_header | self.headers
 
     @property
     def id(self) -> str:
@@ -36,9 +36,9 @@ class Call:
 
 def part(name: str, content: bytes, kind: str | None = None, file: str | None = None) -> bytes:
     """Return one part of a form of the boundary in FORM."""
-    named = f'; filename="{file}"' if file else ""
-    typed = f"Content-Type: {kind}\r\n" if kind else ""
-    head = f'--edge\r\nContent-Disposition: form-data; name="{name}"{named}\r\n{typed}\r\n'
+    file_name = f'; filename="{file}"' if file else ""
+    type_line = f"Content-Type: {kind}\r\n" if kind else ""
+    head = f'--edge\r\nContent-Disposition: form-data; name="{name}"{file_name}\r\n{type_line}\r\n'
     return head.encode() + content + b"\r\n"
 
 
@@ -48,34 +48,34 @@ END = b"--edge--\r\n"
 def legacy_archives(folder: Path) -> dict[str, Path]:
     """Write the archives that need no weights; former name -> file."""
     kinds = {
-        "Asserts": ("service.py", made.ASSERTS_ITS_BATCH),
-        "Entry": ("score:run", made.ENTRY_FUNCTION),
-        "Echoes": ("echoes.py", made.ECHOES),
-        "Results": ("results.py", made.RESULTS),
-        "Misbehaves": ("misbehaves.py", made.MISBEHAVES),
-        "Parts": ("parts.py", made.PARTS),
-        "First": ("first.py", made.FIRST_ALONE),
-        "Describes": ("describes.py", made.DESCRIBES),
+        "Asserts": ("service.py", legacy.ASSERTS_ITS_BATCH),
+        "Entry": ("score:run", legacy.ENTRY_FUNCTION),
+        "Echoes": ("echoes.py", legacy.ECHOES),
+        "Results": ("results.py", legacy.RESULTS),
+        "Misbehaves": ("misbehaves.py", legacy.MISBEHAVES),
+        "Parts": ("parts.py", legacy.PARTS),
+        "First": ("first.py", legacy.FIRST_ALONE),
+        "Describes": ("describes.py", legacy.DESCRIBES),
     }
     archives = {
-        name: made.write_legacy(folder / f"{name}.mar", handler, source, modelName=name)
+        name: legacy.write_legacy(folder / f"{name}.mar", handler, source, modelName=name)
         for name, (handler, source) in kinds.items()
     }
     archives |= {
-        envelope.title(): made.write_legacy(
+        envelope.title(): legacy.write_legacy(
             folder / f"{envelope.title()}.mar",
             "instances.py",
-            made.INSTANCES,
+            legacy.INSTANCES,
             modelName=envelope.title(),
         )
         for envelope in ENVELOPES.values()
     }
-    archives["Scores"] = made.write_legacy(
+    archives["Scores"] = legacy.write_legacy(
         folder / "Scores.mar",
         "scores.py",
-        made.BASE_HANDLER,
+        legacy.BASE_HANDLER,
         {
-            "linear.pt": made.torchscript(),
+            "linear.pt": legacy.torchscript(),
             "index_to_name.json": json.dumps({"0": ["n1", "cat"], "1": ["n2", "dog"]}),
         },
         modelName="Scores",
@@ -135,7 +135,7 @@ CALLS = (
         for name in ("Json", "Kserve")
         for body in (_LISTS, _BASE64, b'{"other": 1}')
     ),
-    Call("Parts", part("img1", made.picture(), "image/png", "a.png") + END, FORM),
+    Call("Parts", part("img1", legacy.picture(), "image/png", "a.png") + END, FORM),
     Call("Scores", b"[0.1, 0.2, 0.3]", "application/json"),
     Call("Scores", b'{"values": [0.1, 0.2, 0.3]}', "application/json"),
     Call("Scores", part("data", b"[3, 2, 1]", "application/json", "a.json") + END, FORM),

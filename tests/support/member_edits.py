@@ -44,7 +44,7 @@ def listed(members: Members, **changes: Any) -> bytes:
 
 
 def without(members: Members, name: str) -> Members:
-    return {each: content for each, content in members.items() if each != name}
+    return {key: content for key, content in members.items() if key != name}
 
 
 def swapped(name: str, content: bytes) -> Callable[[Members], bytes]:

@@ -20,7 +20,7 @@ WHOLE = FILE + PLAIN + END
 
 
 def whole_forms() -> Iterator[Variant]:
-    def sent(what: str, by: str, outcome: str, body: bytes, kind: str = FORM) -> Variant:
+    def variant(what: str, by: str, outcome: str, body: bytes, kind: str = FORM) -> Variant:
         return Variant(what, by, outcome, body, kind)
 
     cannot = "the multipart form cannot be read: "
@@ -28,42 +28,44 @@ def whole_forms() -> Iterator[Variant]:
         "the content type multipart/form-data names no boundary: "
         "let the HTTP library set Content-Type itself"
     )
-    yield sent("multipart/form-data", "browsers, curl -F, requests, httpx", READ, WHOLE)
-    yield sent("boundary in quotes", ".NET", READ, WHOLE, f'{FORM[:30]}"{BOUNDARY}"')
-    yield sent("type in capitals", "RFC 2046", READ, WHOLE, FORM.replace("form-data", "Form-Data"))
-    yield sent("preamble and epilogue", "RFC 2046", READ, b"hello\r\n" + WHOLE + b"bye")
-    yield sent("no line break at the end", "Java, Android", READ, WHOLE[:-2])
-    yield sent(
+    yield variant("multipart/form-data", "browsers, curl -F, requests, httpx", READ, WHOLE)
+    yield variant("boundary in quotes", ".NET", READ, WHOLE, f'{FORM[:30]}"{BOUNDARY}"')
+    yield variant(
+        "type in capitals", "RFC 2046", READ, WHOLE, FORM.replace("form-data", "Form-Data")
+    )
+    yield variant("preamble and epilogue", "RFC 2046", READ, b"hello\r\n" + WHOLE + b"bye")
+    yield variant("no line break at the end", "Java, Android", READ, WHOLE[:-2])
+    yield variant(
         "no boundary in the type", "fetch, axios, set by hand", no_boundary, WHOLE, FORM[:19]
     )
-    yield sent("an empty boundary", "set by hand", no_boundary, WHOLE, f"{FORM[:30]}")
-    yield sent(
+    yield variant("an empty boundary", "set by hand", no_boundary, WHOLE, f"{FORM[:30]}")
+    yield variant(
         "another boundary than the body's",
         "set by hand",
         f"{cannot}Unexpected end of multipart stream (parser closed)",
         WHOLE,
         f"{FORM[:30]}other",
     )
-    yield sent(
+    yield variant(
         "no end mark",
         "cut short",
         f"{cannot}Unexpected end of multipart stream (parser closed)",
         WHOLE[: -len(END)],
     )
-    yield sent(
+    yield variant(
         "lines that end in LF alone",
         "written by hand",
         f"{cannot}Invalid line break after first boundary",
         WHOLE.replace(b"\r\n", b"\n"),
     )
-    yield sent("no part", "an empty FormData", "the multipart form has no parts", END)
-    yield sent(
+    yield variant("no part", "an empty FormData", "the multipart form has no parts", END)
+    yield variant(
         "more than 64 parts",
         "",
         f"{cannot}Maximum segment count exceeded",
         form(BOUNDARY, {f"f{number}": b"" for number in range(65)}),
     )
-    yield sent(
+    yield variant(
         "multipart/mixed, /related",
         "mail libraries",
         "'multipart/mixed' is not read: send multipart/form-data",
@@ -162,18 +164,18 @@ def parts() -> Iterator[Variant]:
 
 
 def charsets() -> Iterator[Variant]:
-    def said(what: str, by: str, outcome: str, charset: str, text: str, raw: bytes) -> Variant:
+    def variant(what: str, by: str, outcome: str, charset: str, text: str, raw: bytes) -> Variant:
         kind = f"Content-Type: text/plain; charset={charset}"
         return Variant(what, by, outcome, FILE + part("text", raw, kind) + END, FORM, text=text)
 
-    def refused(charset: str) -> str:
+    def refusal(charset: str) -> str:
         return f"the charset '{charset}' of 'text' is not read: send UTF-8"
 
-    yield said("a text of UTF-8", "all", READ, "UTF-8", CHINESE, CHINESE.encode())
-    yield said(
+    yield variant("a text of UTF-8", "all", READ, "UTF-8", CHINESE, CHINESE.encode())
+    yield variant(
         "ISO-8859-1 with ASCII bytes", "Java's default", READ, "ISO-8859-1", TEXT, TEXT.encode()
     )
-    yield said(
+    yield variant(
         "windows-1252, GBK, Shift_JIS… with ASCII bytes",
         ".NET, old systems",
         READ,
@@ -181,24 +183,24 @@ def charsets() -> Iterator[Variant]:
         TEXT,
         TEXT.encode(),
     )
-    yield said(
+    yield variant(
         "ISO-8859-1 with other bytes",
         "Java",
-        refused("ISO-8859-1"),
+        refusal("ISO-8859-1"),
         "ISO-8859-1",
         TEXT,
         "café".encode("latin-1"),
     )
-    yield said("GBK with other bytes", "", refused("GBK"), "GBK", TEXT, CHINESE.encode("gbk"))
-    yield said("UTF-16", "", refused("UTF-16"), "UTF-16", TEXT, TEXT.encode("utf-16"))
-    yield said("a charset that nobody knows", "", refused("none"), "none", TEXT, TEXT.encode())
+    yield variant("GBK with other bytes", "", refusal("GBK"), "GBK", TEXT, CHINESE.encode("gbk"))
+    yield variant("UTF-16", "", refusal("UTF-16"), "UTF-16", TEXT, TEXT.encode("utf-16"))
+    yield variant("a charset that nobody knows", "", refusal("none"), "none", TEXT, TEXT.encode())
     body = FILE + part("text", TEXT.encode()) + part("_charset_", b"iso-8859-1") + END
     yield Variant("`_charset_` of RFC 7578 with ASCII bytes", "browsers", READ, body, FORM)
     chinese = FILE + part("text", CHINESE.encode("gbk")) + part("_charset_", b"GBK") + END
-    yield Variant("`_charset_` with other bytes", "browsers", refused("GBK"), chinese, FORM)
+    yield Variant("`_charset_` with other bytes", "browsers", refusal("GBK"), chinese, FORM)
     chinese_body = FILE + part("text", CHINESE.encode("gbk")) + END
     yield Variant(
-        "a charset of the whole form", "Java", refused("GBK"), chinese_body, f"{FORM}; charset=GBK"
+        "a charset of the whole form", "Java", refusal("GBK"), chinese_body, f"{FORM}; charset=GBK"
     )
     no_utf8 = FILE + part("text", b"\xff\xfe") + END
     yield Variant(

@@ -27,10 +27,10 @@ def object_storage(bucket: str) -> Iterator[str]:
     query = f"endpoint_override={quote(url, safe='')}&region=us-east-1"
     try:
         _wait_for(url, server)
-        with pytest.MonkeyPatch.context() as patched:
+        with pytest.MonkeyPatch.context() as patch:
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-                patched.setenv(name, "testing")
-            patched.setenv("AWS_EC2_METADATA_DISABLED", "true")
+                patch.setenv(name, "testing")
+            patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
             uri = f"s3://{bucket}/key?{query}&allow_bucket_creation=true"
             FileSystem.from_uri(uri)[0].create_dir(bucket)
             yield query

@@ -25,11 +25,11 @@ def assert_every_key_is_loaded_or_ignored(recipe: Recipe, name: str, added_token
     assert all(tensor.shape == names[key].shape for key, tensor in tensors.items())
 
     patterns = sys.modules[type(recipe).__module__].IGNORED
-    ignored = {key for key in shapes if is_ignored(key, patterns)}
-    assert not ignored & names.keys()
+    ignored_keys = {key for key in shapes if is_ignored(key, patterns)}
+    assert not ignored_keys & names.keys()
     head = "text_decoder.cls.predictions.decoder."
     second_names = {key for key in shapes if key.startswith(head)}
-    assert len(tensors) == len(shapes) - len(ignored) - len(second_names)
+    assert len(tensors) == len(shapes) - len(ignored_keys) - len(second_names)
 
 
 def words(number: int) -> Sequence[str]:

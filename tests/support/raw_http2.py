@@ -85,8 +85,8 @@ class Upload:
         self._connection = connection
         self._left = {1 + 2 * number: length for number in range(streams)}
         self._windows = dict.fromkeys((0, *self._left), 65_535)
-        announced = post(path, (b"content-length", str(length + 1).encode()))
-        heads = b"".join(headers(announced, stream=stream) for stream in self._left)
+        fields = post(path, (b"content-length", str(length + 1).encode()))
+        heads = b"".join(headers(fields, stream=stream) for stream in self._left)
         connection.sendall(PREFACE + frame(SETTINGS, 0, 0) + heads)
 
     def send(self, timeout_s: float) -> bool:
@@ -123,21 +123,21 @@ class Upload:
             for at in range(0, len(payload), 6):
                 name, value = struct.unpack(">HI", payload[at : at + 6])
                 if name == 4:  # SETTINGS_INITIAL_WINDOW_SIZE
-                    for each in self._left:
-                        self._windows[each] += value - 65_535
+                    for number in self._left:
+                        self._windows[number] += value - 65_535
             self._connection.sendall(frame(SETTINGS, ACK, 0))
         elif kind == 8 and stream in self._windows:  # WINDOW_UPDATE
             self._windows[stream] += int.from_bytes(payload, "big")
         return kind not in (RST_STREAM, GOAWAY, HEADERS)
 
     def _receive(self, size: int) -> bytes:
-        received = b""
-        while len(received) < size:
-            piece = self._connection.recv(size - len(received))
+        buffer = b""
+        while len(buffer) < size:
+            piece = self._connection.recv(size - len(buffer))
             if not piece:
                 raise ConnectionError("the server ended the connection")
-            received += piece
-        return received
+            buffer += piece
+        return buffer
 
 
 def _read_frame(

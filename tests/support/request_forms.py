@@ -21,20 +21,20 @@ def variants() -> list[Variant]:
 
 
 def _urlencoded() -> Iterator[Variant]:
-    def sent(
+    def variant(
         what: str, by: str, outcome: str, body: str | bytes, kind: str = URLENCODED
     ) -> Variant:
         return Variant(what, by, outcome, body.encode() if isinstance(body, str) else body, kind)
 
     good = urlencode({"image": B64, "text": TEXT})
-    yield sent("x-www-form-urlencoded", "HTML forms, curl --data-urlencode, Java", READ, good)
-    yield sent(
+    yield variant("x-www-form-urlencoded", "HTML forms, curl --data-urlencode, Java", READ, good)
+    yield variant(
         "charset=UTF-8 beside it", "jQuery, .NET", READ, good, f"{URLENCODED}; charset=UTF-8"
     )
-    yield sent(
+    yield variant(
         "raw bytes, percent-encoded", "HTML forms", READ, urlencode({"image": JPEG, "text": TEXT})
     )
-    yield sent(
+    yield variant(
         "JSON under this type", "curl -d without -H", READ, json.dumps({"image": B64, "text": TEXT})
     )
     yield Variant(
@@ -45,15 +45,17 @@ def _urlencoded() -> Iterator[Variant]:
         URLENCODED,
         code="image_unreadable",
     )
-    yield sent("a field twice in it", "", "the form has the field 'text' twice", f"{good}&text=x")
-    yield sent(
+    yield variant(
+        "a field twice in it", "", "the form has the field 'text' twice", f"{good}&text=x"
+    )
+    yield variant(
         "no name=value",
         "curl -d hello",
         "the form is not written name=value&name=value",
         "hello",
     )
-    yield sent("more than 64 fields", "", "the form has more than 64 fields", "a=1&" * 65)
-    yield sent(
+    yield variant("more than 64 fields", "", "the form has more than 64 fields", "a=1&" * 65)
+    yield variant(
         "another charset in it",
         "",
         "the charset 'GBK' of 'text' is not read: send UTF-8",
@@ -63,7 +65,7 @@ def _urlencoded() -> Iterator[Variant]:
 
 
 def _json() -> Iterator[Variant]:
-    def sent(
+    def variant(
         what: str,
         by: str,
         outcome: str,
@@ -77,89 +79,95 @@ def _json() -> Iterator[Variant]:
         return json.dumps({"image": image, "text": TEXT}).encode()
 
     good = with_image(B64)
-    yield sent("JSON", "all", READ, good)
-    yield sent("JSON without a content type", "Go, raw sockets", READ, good, None)
-    yield sent("JSON as text/plain", "fetch with a string", READ, good, "text/plain;charset=UTF-8")
-    yield sent("application/…+json", "Spring, .NET", READ, good, "application/vnd.api+json")
-    yield sent("JSON as octet-stream", "curl --data-binary", READ, good, "application/octet-stream")
-    yield sent(
+    yield variant("JSON", "all", READ, good)
+    yield variant("JSON without a content type", "Go, raw sockets", READ, good, None)
+    yield variant(
+        "JSON as text/plain", "fetch with a string", READ, good, "text/plain;charset=UTF-8"
+    )
+    yield variant("application/…+json", "Spring, .NET", READ, good, "application/vnd.api+json")
+    yield variant(
+        "JSON as octet-stream", "curl --data-binary", READ, good, "application/octet-stream"
+    )
+    yield variant(
         "JSON of a charset: it is UTF-8 all the same",
         "RFC 8259",
         READ,
         good,
         f"{JSON}; charset=ISO-8859-1",
     )
-    yield sent("JSON with a byte order mark", ".NET, Windows", READ, b"\xef\xbb\xbf" + good)
-    yield sent("JSON of UTF-16 or UTF-32", "RFC 4627", READ, good.decode().encode("utf-16"))
-    yield sent("base64 in lines, in JSON", "Android, Ruby", READ, with_image(LINES))
-    yield sent(
+    yield variant("JSON with a byte order mark", ".NET, Windows", READ, b"\xef\xbb\xbf" + good)
+    yield variant("JSON of UTF-16 or UTF-32", "RFC 4627", READ, good.decode().encode("utf-16"))
+    yield variant("base64 in lines, in JSON", "Android, Ruby", READ, with_image(LINES))
+    yield variant(
         "URL-safe base64",
         "Java's getUrlEncoder, Go's URLEncoding",
         READ,
         with_image(base64.urlsafe_b64encode(JPEG).decode()),
     )
-    yield sent(
+    yield variant(
         "a data URI in JSON",
         "FileReader, canvas",
         READ,
         with_image(f"data:image/jpeg;base64,{B64}"),
     )
-    yield sent(
+    yield variant(
         "a data URI that is not base64",
         "",
         "image is not base64: the data URI does not say ;base64",
         with_image("data:image/svg+xml,%3Csvg%3E"),
         code="image_unreadable",
     )
-    yield sent(
+    yield variant(
         "base64 without its padding",
         "JavaScript",
         "image is not base64: Incorrect padding",
         with_image(base64.b64encode(b"1234").decode().rstrip("=")),
         code="image_unreadable",
     )
-    yield sent(
+    yield variant(
         "JSON that is cut short",
         "",
         "the body is not JSON: Unterminated string starting at: "
         "line 1 column 11 (char 10), at '\"/9j",
         good[:40],
     )
-    yield sent("a list, a number, a text", "", "the JSON body must be an object, not list", b"[1]")
-    yield sent(
+    yield variant(
+        "a list, a number, a text", "", "the JSON body must be an object, not list", b"[1]"
+    )
+    yield variant(
         "a name twice in one object",
         "",
         "the body is not JSON: a name is twice in one object",
         b'{"text": "a", "text": "b"}',
     )
-    yield sent(
+    yield variant(
         "NaN, Infinity",
         "Python's json",
         "the body is not JSON: NaN is no JSON number",
         b'{"top_k": NaN}',
     )
-    yield sent(
+    yield variant(
         "GBK in JSON",
         "",
         "the body is not JSON: 'utf-8' codec can't decode byte 0xbf in "
         "position 10: invalid start byte: send UTF-8",
         json.dumps({"text": CHINESE}, ensure_ascii=False).encode("gbk"),
     )
-    yield sent(
+    yield variant(
         "more than 64 names",
         "",
         "the JSON body has 65 fields, the limit is 64",
         json.dumps({str(number): 1 for number in range(65)}).encode(),
         code="body_too_complex",
     )
-    yield sent(
+    yield variant(
         "more than 1,000,000 values",
         "",
         "the JSON body has more than 1000000 values",
         b'{"a": [' + b"1," * 1_000_000 + b"1]}",
         code="body_too_complex",
     )
-    yield sent(
+    yield variant(
         "more than 32 levels",
         "",
         "the JSON body has more than 32 levels of lists and objects",
@@ -171,14 +179,14 @@ def _json() -> Iterator[Variant]:
 def _raw() -> Iterator[Variant]:
     query = (("text", TEXT.encode()),)
 
-    def sent(what: str, by: str, kind: str | None) -> Variant:
+    def variant(what: str, by: str, kind: str | None) -> Variant:
         return Variant(what, by, READ, JPEG, kind, query=query)
 
-    yield sent("an image's bytes with its type, and `?text=`", "TorchServe's way", "image/jpeg")
-    yield sent("the same with another image's type", "", "image/png")
-    yield sent("the same as octet-stream", "axios, Go", "application/octet-stream")
-    yield sent("the same without a type", "curl -T, raw sockets", None)
-    yield sent("the same as urlencoded", "curl --data-binary @file", URLENCODED)
+    yield variant("an image's bytes with its type, and `?text=`", "TorchServe's way", "image/jpeg")
+    yield variant("the same with another image's type", "", "image/png")
+    yield variant("the same as octet-stream", "axios, Go", "application/octet-stream")
+    yield variant("the same without a type", "curl -T, raw sockets", None)
+    yield variant("the same as urlencoded", "curl --data-binary @file", URLENCODED)
     yield Variant(
         "all fields in the query, and no body",
         "",
@@ -213,7 +221,7 @@ def _raw() -> Iterator[Variant]:
 def _packed() -> Iterator[Variant]:
     good = json.dumps({"image": B64, "text": TEXT}).encode()
 
-    def sent(
+    def variant(
         what: str,
         by: str,
         outcome: str,
@@ -224,42 +232,44 @@ def _packed() -> Iterator[Variant]:
     ) -> Variant:
         return Variant(what, by, outcome, body, kind, encoding, code=code)
 
-    packed = gzip.compress(good)
+    gzip_body = gzip.compress(good)
     bare = zlib.compressobj(wbits=-15)
-    yield sent("Content-Encoding: gzip", "Java, .NET, Go with a setting", READ, packed, "gzip")
-    yield sent("a form, packed", "", READ, gzip.compress(WHOLE), "gzip", FORM)
-    yield sent(
+    yield variant(
+        "Content-Encoding: gzip", "Java, .NET, Go with a setting", READ, gzip_body, "gzip"
+    )
+    yield variant("a form, packed", "", READ, gzip.compress(WHOLE), "gzip", FORM)
+    yield variant(
         "gzip in several streams",
         "pigz, bgzip",
         READ,
         gzip.compress(good[:99]) + gzip.compress(good[99:]),
         "x-gzip",
     )
-    yield sent(
+    yield variant(
         "gzip in more than 64 streams",
         "",
         "the body is packed in more than 64 gzip streams: pack it as one",
-        packed + gzip.compress(b"") * 64,
+        gzip_body + gzip.compress(b"") * 64,
         "gzip",
         code="body_too_complex",
     )
-    yield sent("deflate", "", READ, zlib.compress(good), "deflate")
-    yield sent(
+    yield variant("deflate", "", READ, zlib.compress(good), "deflate")
+    yield variant(
         "deflate without zlib's head",
         "old .NET",
         READ,
         bare.compress(good) + bare.flush(),
         "Deflate",
     )
-    yield sent("identity", "", READ, good, "identity")
-    yield sent(
+    yield variant("identity", "", READ, good, "identity")
+    yield variant(
         "br, zstd, compress",
         "",
         "the content encoding 'br' is not read: send gzip, deflate or none",
         b"x",
         "br",
     )
-    yield sent(
+    yield variant(
         "said to be gzip, and is not",
         "",
         "the body is said to be gzip, and is not: Error -3 "
@@ -267,21 +277,21 @@ def _packed() -> Iterator[Variant]:
         good,
         "gzip",
     )
-    yield sent(
+    yield variant(
         "gzip that is cut short",
         "",
         "the body is said to be gzip, and is not: it is cut short",
-        packed[:-20],
+        gzip_body[:-20],
         "gzip",
     )
-    yield sent(
+    yield variant(
         "gzip, and nobody says so",
         "",
         "the body is packed by gzip: say Content-Encoding: gzip",
-        packed,
+        gzip_body,
         "",
     )
-    yield sent(
+    yield variant(
         "more than `gateway.max_body_bytes` once unpacked",
         "",
         "the body has more than 33554432 bytes once it is unpacked",

@@ -60,7 +60,7 @@ def _numbers(pattern: str, formula: str) -> list[float]:
 
 
 def golden_weights(case: Case, network: torch.nn.Module) -> dict[str, Tensor]:
-    stored = case.arrays("state_dict")
-    if not stored:
+    arrays = case.arrays("state_dict")
+    if not arrays:
         return by_formula(case, network)
-    return {name: torch.from_numpy(array) for name, array in stored.items()}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -103,8 +103,8 @@ class RunningGateway:
             if not self.access_log().exists():
                 return []
             text = self.access_log().read_text(encoding="utf-8")
-            written = [json.loads(line) for line in text.splitlines()]
-            return [line for line in written if line["request_id"] == request_id]
+            entries = [json.loads(line) for line in text.splitlines()]
+            return [line for line in entries if line["request_id"] == request_id]
 
         wait_until(lines)
         (line,) = lines()
@@ -136,11 +136,11 @@ def running_gateway(
     if edit is not None:
         file = settings.config_file("gateway/envoy.yaml")
         file.write_text(edit(file.read_text(encoding="utf-8")), encoding="utf-8")
-    running = RunningGateway(settings)
+    server = RunningGateway(settings)
     try:
-        yield running
+        yield server
     finally:
-        running.close()
+        server.close()
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:

@@ -56,15 +56,15 @@ def running_triton(
     folder: Path, archives: Sequence[Path], workers: int = 1
 ) -> Iterator[RunningTriton]:
     """Serve ``archives`` until the body ends."""
-    settings_made = make_settings(folder, "triton")
-    engine = settings_made.engine.model_copy(update={"workers": workers})
-    settings = settings_made.model_copy(update={"engine": engine})
+    base_settings = make_settings(folder, "triton")
+    engine = base_settings.engine.model_copy(update={"workers": workers})
+    settings = base_settings.model_copy(update={"engine": engine})
     (endpoint,) = endpoints(settings)
     with (
         _server(settings) as process,
         httpx.Client(trust_env=False) as http,
         closing(TritonInstance(endpoint, engine, http)) as instance,
-        ExitStack() as served,
+        ExitStack() as cleanup,
     ):
 
         def listens() -> bool:
@@ -72,10 +72,10 @@ def running_triton(
             return endpoint.key_file.is_file() and instance.listens(1.0) is Reply.ANSWERED
 
         wait_until(listens, START_S)
-        running = RunningTriton(process.pid, instance)
+        server = RunningTriton(process.pid, instance)
         for archive in archives:
-            served.enter_context(running.serving(archive))
-        yield running
+            cleanup.enter_context(server.serving(archive))
+        yield server
 
 
 @contextmanager

@@ -82,13 +82,13 @@ def serving(
             stdout=file,
             stderr=file,
         )
-    served = Served(process, own_settings(settings), log)
+    server = Served(process, own_settings(settings), log)
     try:
-        yield served
+        yield server
     finally:
         if process.poll() is None:
-            served.stop()
-        assert not processes(served.settings), served.said()
+            server.stop()
+        assert not processes(server.settings), server.said()
 
 
 @dataclass

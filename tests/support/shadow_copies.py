@@ -20,28 +20,28 @@ NOT_COPIED = ModelRoute("tagger", {1: 100}, (1, 2), "release-7")
 TIMEOUT_S = 1.0
 
 
-def apply_copies(running: RunningGateway, engines: Engines, *models: ModelRoute) -> None:
+def apply_copies(gateway: RunningGateway, engines: Engines, *models: ModelRoute) -> None:
     """Route models: version 1 on the first engine alone, version 2 on the second."""
     first = engines[0].instance(lacks=frozenset({("tagger", 2)}))
     second = engines[1].instance(lacks=frozenset({("tagger", 1)}))
-    running.gateway.apply(Routing(models, [first, second]))
+    gateway.gateway.apply(Routing(models, [first, second]))
 
 
-def post(running: RunningGateway, request_id: str = "any", body: bytes = b"x") -> httpx.Response:
+def post(gateway: RunningGateway, request_id: str = "any", body: bytes = b"x") -> httpx.Response:
     """Ask tagger through the gateway."""
     headers = {"X-Request-Id": request_id}
-    return running.http.post("/predictions/tagger", content=body, headers=headers)
+    return gateway.http.post("/predictions/tagger", content=body, headers=headers)
 
 
-def logged_copy(running: RunningGateway, request_id: str) -> Mapping[str, Any]:
+def logged_copy(gateway: RunningGateway, request_id: str) -> Mapping[str, Any]:
     """Return the shadow log's line of one request, once it is written."""
 
     def lines() -> list[Mapping[str, Any]]:
-        lines_now = [
+        entries = [
             json.loads(line)
-            for line in running.shadow_log().read_text(encoding="utf-8").splitlines()
+            for line in gateway.shadow_log().read_text(encoding="utf-8").splitlines()
         ]
-        return [line for line in lines_now if line["request_id"] == request_id]
+        return [line for line in entries if line["request_id"] == request_id]
 
     wait_until(lines)
     (line,) = lines()

@@ -32,11 +32,11 @@ def small_disk(folder: Path, size: str = "32m") -> Iterator[Path]:
 def fill(folder: Path) -> Path:
     """Use the last byte of the disk of ``folder``; return the file that does."""
     file = folder / "filling"
-    with file.open("ab", buffering=0) as filling:
+    with file.open("ab", buffering=0) as stream:
         for block in (1024 * _BLOCK, _BLOCK, 1):
             try:
                 while True:
-                    filling.write(bytes(block))
+                    stream.write(bytes(block))
             except OSError:
                 continue
     return file

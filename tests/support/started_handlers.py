@@ -30,19 +30,19 @@ Start = Callable[..., Pipeline]
 @contextmanager
 def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Give what starts a handler's source; what it changes of this process is undone."""
-    known, here = set(sys.modules), Path.cwd()
+    modules, folder = set(sys.modules), Path.cwd()
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")
     monkeypatch.delenv("VLSERVE_TRUST", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    def started(
+    def start(
         source: str,
         batch_size: int = 1,
         handler: str = "own.py",
         files: Mapping[str, bytes] | None = None,
         model: Mapping[str, str] | None = None,
-        **adopted: Any,
+        **fields: Any,
     ) -> Pipeline:
         legacy = tmp_path / "archive" / "legacy"
         (legacy / "MAR-INF").mkdir(parents=True)
@@ -59,7 +59,7 @@ def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]
                 "adopted": {
                     **{"name": "Words", "version": "1.0", "sha256": SHA256, "handler": handler},
                     "batch_size": batch_size,
-                    **adopted,
+                    **fields,
                 },
                 "files": dict.fromkeys(members, SHA256),
             }
@@ -68,9 +68,9 @@ def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]
         task.start(Surroundings(batch_size=batch_size))
         return Pipeline(manifest, task)
 
-    yield started
-    os.chdir(here)
-    for name in set(sys.modules) - known:
+    yield start
+    os.chdir(folder)
+    for name in set(sys.modules) - modules:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
 
@@ -78,7 +78,7 @@ def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]
 def ask(pipeline: Pipeline, *bodies: bytes, kind: str = "text/plain") -> list[tuple[int, bytes]]:
     """Return status and body of each request of one batch."""
     fields = [{"headers": {"content-type": kind}, "content": body} for body in bodies]
-    answers = pipeline.run([Request(one, "") for one in fields]).answers
-    assert not any(isinstance(one, ItemError) for one in answers)
-    raw = [raw_of(one) for one in answers if not isinstance(one, ItemError)]
-    return [(one.status, one.content) for one in raw]
+    answers = pipeline.run([Request(item, "") for item in fields]).answers
+    assert not any(isinstance(answer, ItemError) for answer in answers)
+    replies = [raw_of(answer) for answer in answers if not isinstance(answer, ItemError)]
+    return [(reply.status, reply.content) for reply in replies]

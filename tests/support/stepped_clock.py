@@ -27,17 +27,17 @@ static long step_s(void) {
 int clock_gettime(clockid_t clock, struct timespec *now) {
     static int (*real)(clockid_t, struct timespec *);
     if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
-    int done = real(clock, now);
-    if (!done && clock == CLOCK_REALTIME) now->tv_sec += step_s();
-    return done;
+    int status = real(clock, now);
+    if (!status && clock == CLOCK_REALTIME) now->tv_sec += step_s();
+    return status;
 }
 
 int gettimeofday(struct timeval *now, void *zone) {
     struct timespec exact;
-    int done = clock_gettime(CLOCK_REALTIME, &exact);
+    int status = clock_gettime(CLOCK_REALTIME, &exact);
     now->tv_sec = exact.tv_sec;
     now->tv_usec = exact.tv_nsec / 1000;
-    return done;
+    return status;
 }
 
 time_t time(time_t *now) {
@@ -67,6 +67,6 @@ class SteppedClock:
 
     def step(self, seconds: int) -> None:
         """Set the clock to so many seconds after the machine's."""
-        staged = self._step.with_suffix(".new")
-        staged.write_text(f"{seconds}\n", encoding="ascii")
-        staged.replace(self._step)
+        file = self._step.with_suffix(".new")
+        file.write_text(f"{seconds}\n", encoding="ascii")
+        file.replace(self._step)

@@ -113,11 +113,11 @@ def blip_models() -> Iterable[TinyModel]:
     yield vision_text("blip-embed", "embed", {"encoder": sizes, "embedding": 6})
     parts, search = {"encoder": sizes, "decoder": sizes}, {"beams": 3, "max_length": 8}
     yield vision_text("blip-answer", "answer", parts | {"decoder": deep}, answers=ANSWERS)
-    writing = {"writing": {**search, "min_length": 1}}
-    yield vision_text("blip-answer-written", "answer", parts, **writing)
+    options = {"writing": {**search, "min_length": 1}}
+    yield vision_text("blip-answer-written", "answer", parts, **options)
     sampling = {"sampling": {"temperature_limits": [0.1, 9.0]}}
-    writing = {"writing": {**search, "min_length": 4, **sampling}, "prompt": "a cat "}
-    yield vision_text("blip-caption", "caption", {"decoder": sizes}, **writing)
+    options = {"writing": {**search, "min_length": 4, **sampling}, "prompt": "a cat "}
+    yield vision_text("blip-caption", "caption", {"decoder": sizes}, **options)
 
 
 def albef_models() -> Iterable[TinyModel]:
@@ -207,12 +207,12 @@ def captioner(
     layer = {"hidden": 16, "heads": 2, "key_size": 8, "value_size": 8, "intermediate": 24}
     config = {"task": "caption", "words": words, "heads": 2, **more}
     config |= {"writing": {"beams": 3, "max_length": 8}}
-    sizes_shown: Config = {
+    parts: Config = {
         part: {"layers": count, **layer}
         for part, count in zip(("encoder", "decoder"), layers, strict=True)
     }
-    sizes_shown |= {"positions": 48, "features": features, **sizes}
-    return TinyModel(recipe, "caption", f"{recipe}-caption", config, config | sizes_shown, grid)
+    parts |= {"positions": 48, "features": features, **sizes}
+    return TinyModel(recipe, "caption", f"{recipe}-caption", config, config | parts, grid)
 
 
 def resnet_gru_model() -> TinyModel:
@@ -256,16 +256,16 @@ def dual_encoder_model() -> TinyModel:
     modern = modern_model()
     own = {"task", "head", "labels", "multi_label", "heads"}
     config = {name: value for name, value in modern.config.items() if name not in own}
-    built = {name: modern.built[name] for name in ("image_encoder", "text")}
+    parts = {name: modern.built[name] for name in ("image_encoder", "text")}
     return TinyModel(
-        "dual_encoder", "embed", "dual-encoder-embed", config, config | built | {"embedding": 6}
+        "dual_encoder", "embed", "dual-encoder-embed", config, config | parts | {"embedding": 6}
     )
 
 
 def resnet_model() -> TinyModel:
     config = {"image": {"height": 24, "width": 32}}
-    built = config | {"resnet": GRID_NETWORK.model_dump()}
-    return TinyModel("resnet", "embed", "resnet-embed", config, built)
+    whole_config = config | {"resnet": GRID_NETWORK.model_dump()}
+    return TinyModel("resnet", "embed", "resnet-embed", config, whole_config)
 
 
 def tiny_models() -> dict[str, TinyModel]:

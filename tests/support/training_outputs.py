@@ -46,14 +46,14 @@ def only_training(name: str) -> bool:
 
 def training_cases(family: str, *sources: str) -> list[Case]:
     """Cases of a family with outputs of training, whose source class or file is one of these."""
-    paths = [
+    own_cases = [
         case
         for case in cases(family)
         if training_outputs(case)
         and {case.config["source"]["class"], case.config["source"]["file"]} & set(sources)
     ]
-    COVERED.update(map(str, paths))
-    return paths
+    COVERED.update(map(str, own_cases))
+    return own_cases
 
 
 def not_yet_covered() -> list[str]:

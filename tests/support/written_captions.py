@@ -45,9 +45,9 @@ class RecordedStep:
         if cache:
             ended |= cache["ended"]
         inner = {name: array for name, array in cache.items() if name != "ended"}
-        logits, grown = self.step(token_ids, inner)
+        logits, new_cache = self.step(token_ids, inner)
         self.seen.append(np.where(ended[:, :, None], 0.0, log_softmax(logits)))
-        return logits, {**grown, "ended": ended}
+        return logits, {**new_cache, "ended": ended}
 
     def log_probs(self, beams: int, steps: int) -> NDArray[Any]:
         """(batch, beams, steps, vocabulary), the first step's single beam repeated; after the last
@@ -69,42 +69,42 @@ def config_of(case: Case) -> dict[str, Any]:
     }
 
 
-def written(case: Case, loaded: Loaded, memory: Arrays) -> Arrays:
+def written(case: Case, model: Loaded, memory: Arrays) -> Arrays:
     """Every output of a case that comes after the encoder."""
-    options, steps = loaded.served.options, loaded.served.options["max_length"] - 1
-    ids, log_probs, recorded_beams = beams(loaded, memory)
-    step = recorded(loaded, memory, NEVER)
-    likeliest = beam_search(step, prompt(loaded, memory), greedy(options["max_length"], NEVER))
-    words = filled(likeliest, steps)[0][:, 0]
+    options, steps = model.served.options, model.served.options["max_length"] - 1
+    ids, log_probs, beam_step = beams(model, memory)
+    step = recorded(model, memory, NEVER)
+    hypotheses = beam_search(step, prompt(model, memory), greedy(options["max_length"], NEVER))
+    words = filled(hypotheses, steps)[0][:, 0]
     over = np.maximum.accumulate(words == options["end_id"], axis=1)  # 0 with the end itself
     return {
-        "xe_log_probs": teacher_forced(loaded, memory, case.arrays("inputs")["captions"]),
+        "xe_log_probs": teacher_forced(model, memory, case.arrays("inputs")["captions"]),
         "beam_out": ids[:, 0],
         "beam_log_probs": log_probs[:, 0],
         "beam_out_all": ids,
         "beam_log_probs_all": log_probs,
-        "beam_all_log_probs": recorded_beams.log_probs(options["beams"], steps),
+        "beam_all_log_probs": beam_step.log_probs(options["beams"], steps),
         "greedy_out": words,
         "greedy_log_probs": np.where(over[:, :, None], 0.0, step.log_probs(1, steps)[:, 0]),
     }
 
 
-def beams(loaded: Loaded, memory: Arrays) -> tuple[Ids, NDArray[Any], RecordedStep]:
+def beams(model: Loaded, memory: Arrays) -> tuple[Ids, NDArray[Any], RecordedStep]:
     """By the rules that stand in the archive: ids and log-probabilities (batch, beams, steps)."""
-    options = loaded.served.options
+    options = model.served.options
     fields = BeamSearch.__dataclass_fields__
     rules = BeamSearch(**{name: options[name] for name in fields if name in options})
-    step = recorded(loaded, memory, rules.end_id)
-    texts = beam_search(step, prompt(loaded, memory), rules)
+    step = recorded(model, memory, rules.end_id)
+    texts = beam_search(step, prompt(model, memory), rules)
     return *filled(texts, rules.max_length - 1), step
 
 
-def prompt(loaded: Loaded, memory: Arrays) -> Ids:
-    return np.array([loaded.served.options["prompt_ids"]] * len(memory["memory_mask"]))
+def prompt(model: Loaded, memory: Arrays) -> Ids:
+    return np.array([model.served.options["prompt_ids"]] * len(memory["memory_mask"]))
 
 
-def recorded(loaded: Loaded, memory: Arrays, end_id: int) -> RecordedStep:
-    plan = loaded.plans["step"]
+def recorded(model: Loaded, memory: Arrays, end_id: int) -> RecordedStep:
+    plan = model.plans["step"]
     return RecordedStep(CachedStep(EagerBackend(plan), plan.inputs, memory), end_id)
 
 
@@ -120,14 +120,14 @@ def filled(texts: list[list[Hypothesis]], steps: int) -> tuple[Ids, NDArray[Any]
     return ids, log_probs
 
 
-def teacher_forced(loaded: Loaded, memory: Arrays, captions: Ids) -> NDArray[np.float32]:
+def teacher_forced(model: Loaded, memory: Arrays, captions: Ids) -> NDArray[np.float32]:
     """Log-probabilities (batch, tokens, vocabulary) of what follows each word."""
-    decoder: Any = loaded.network.decoder
+    decoder: Any = model.network.decoder
     with torch.inference_mode():
-        logits = tuple(
+        memory_tensors = tuple(
             torch.from_numpy(memory[f"memory_{name}"]) for name in ("key", "value", "mask")
         )
-        states, _, _ = decoder(torch.from_numpy(captions).unsqueeze(1), logits)
+        states, _, _ = decoder(torch.from_numpy(captions).unsqueeze(1), memory_tensors)
         log_probs: NDArray[np.float32] = F.log_softmax(decoder.logits(states[:, 0]), -1).numpy()
     return log_probs
 
@@ -144,5 +144,5 @@ def assert_every_key_is_loaded_or_ignored(recipe: Recipe, name: str) -> None:
     assert tensors.keys() == names.keys()
     assert all(tensor.shape == names[key].shape for key, tensor in tensors.items())
     patterns = sys.modules[type(recipe).__module__].IGNORED
-    ignored = {key for key in shapes if is_ignored(key, patterns)}
-    assert tensors.keys() == shapes.keys() - ignored
+    ignored_keys = {key for key in shapes if is_ignored(key, patterns)}
+    assert tensors.keys() == shapes.keys() - ignored_keys

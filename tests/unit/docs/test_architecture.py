@@ -38,5 +38,5 @@ def test_every_package_is_drawn(container: str) -> None:
     folder = PROJECT / "src" / Path(*container.split("."))
     names = {path.stem for path in folder.iterdir() if path.suffix == ".py"} - {"__init__"}
     names |= {path.name for path in folder.iterdir() if (path / "__init__.py").is_file()}
-    drawn = {name for row in layers(container) for name in row.split(" | ")}
-    assert names == drawn
+    diagram_names = {name for row in layers(container) for name in row.split(" | ")}
+    assert names == diagram_names

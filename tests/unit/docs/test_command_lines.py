@@ -65,8 +65,8 @@ def vlserve() -> tuple[TyperGroup, Mapping[str, TyperCommand]]:
 def check_vlserve(args: list[str], inline: bool) -> None:
     program, commands = vlserve()
     if not args or args[0].startswith("-"):
-        known = {option for parameter in program.params for option in parameter.opts}
-        _require(set(args) <= known | {"--help"}, f"options {args}")
+        options = {option for parameter in program.params for option in parameter.opts}
+        _require(set(args) <= options | {"--help"}, f"options {args}")
         return
     name, *rest = args
     if name == "COMMAND":
@@ -106,8 +106,8 @@ def check_python(args: list[str], inline: bool) -> None:
             compile(code, "<document>", "exec")
         case [file, *rest]:
             _require((PROJECT / file).is_file(), f"no file {file}")
-            known = options_of(PROJECT / file) | {"--help"}
-            _require(options_in(rest) <= known, f"options {options_in(rest) - known}")
+            options = options_of(PROJECT / file) | {"--help"}
+            _require(options_in(rest) <= options, f"options {options_in(rest) - options}")
         case _:
             raise Wrong("python without arguments")
 
@@ -115,8 +115,8 @@ def check_python(args: list[str], inline: bool) -> None:
 def check_locust(args: list[str], inline: bool) -> None:
     file = PROJECT / args[args.index("-f") + 1]
     _require(file.is_file(), f"no file {file}")
-    known = options_of(file) | {"--host", "--processes", "--headless"}
-    _require(options_in(args) <= known, f"options {options_in(args) - known}")
+    options = options_of(file) | {"--host", "--processes", "--headless"}
+    _require(options_in(args) <= options, f"options {options_in(args) - options}")
 
 
 def check_pip(args: list[str], inline: bool) -> None:
@@ -216,16 +216,16 @@ def options_of(file: Path) -> set[str]:
     while todo:
         file = todo.pop()
         seen.add(file)
-        own, imported = options_and_imports(file)
+        own, imports = options_and_imports(file)
         options |= own
-        todo += imported - seen
+        todo += imports - seen
     return options
 
 
 @cache
 def options_and_imports(file: Path) -> tuple[set[str], set[Path]]:
     """Return the options that a file itself adds, and the files of ours that it imports."""
-    options, imported = set[str](), set[Path]()
+    options, imports = set[str](), set[Path]()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             values = [str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
@@ -234,8 +234,8 @@ def options_and_imports(file: Path) -> tuple[set[str], set[Path]]:
         if isinstance(node, ast.ImportFrom) and node.module:
             path = node.module.replace(".", "/")
             files = (root / f"{path}.py" for root in (PROJECT, PROJECT / "src"))
-            imported |= set(filter(Path.is_file, files))
-    return options, imported
+            imports |= set(filter(Path.is_file, files))
+    return options, imports
 
 
 def problems(line: Line) -> Iterator[str]:

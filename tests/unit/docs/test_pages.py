@@ -54,14 +54,14 @@ def exists(name: str, beside: Path) -> bool:
 
 def test_the_index_lists_every_page_of_docs() -> None:
     index = PROJECT / "docs" / "index.md"
-    listed = {(index.parent / path).resolve() for path, _ in links(index)}
+    targets = {(index.parent / path).resolve() for path, _ in links(index)}
     pages = {page for page in PAGES if page.is_relative_to(index.parent)} - {index}
-    assert pages <= listed, sorted(relative(page) for page in pages - listed)
+    assert pages <= targets, sorted(relative(page) for page in pages - targets)
 
 
 @pytest.mark.long
 def test_the_reference_is_what_the_code_says() -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, PROJECT / "docs" / "generate.py", "--check"],
         capture_output=True,
         text=True,
@@ -69,4 +69,4 @@ def test_the_reference_is_what_the_code_says() -> None:
         check=False,
         encoding="utf-8",
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr

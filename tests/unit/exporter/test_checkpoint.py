@@ -67,7 +67,7 @@ class Tagger(nn.Module):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize(
-    ("content", "named"),
+    ("content", "module"),
     [
         (Tagger(), "test_checkpoint.Tagger"),
         (nn.Sequential(nn.Linear(2, 2)), "torch.nn.modules.container.Sequential"),
@@ -77,13 +77,13 @@ class Tagger(nn.Module):
     ids=["own", "torch's", "under_a_key", "parallel"],
 )
 def test_a_whole_pickled_network_is_named(
-    content: Any, named: str, zipped: bool, tmp_path: Path
+    content: Any, module: str, zipped: bool, tmp_path: Path
 ) -> None:
     file = tmp_path / "model.pth"
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointMismatch) as refusal:
         read_checkpoint(file)
-    assert f"holds a whole pickled module ({named})" in str(refusal.value)
+    assert f"holds a whole pickled module ({module})" in str(refusal.value)
     assert "Save the network's state_dict()" in str(refusal.value)
 
 
@@ -99,23 +99,23 @@ def test_what_else_is_saved_under_a_checkpoints_name_is_named(tmp_path: Path) ->
         ({}, "an empty dictionary"),
         (torch.ones(3), "a Tensor"),
     ]
-    for content, said in cases:
+    for content, message in cases:
         torch.save(content, tmp_path / "model.pth")
         with pytest.raises(CheckpointMismatch) as refusal:
             read_checkpoint(tmp_path / "model.pth")
-        assert said in str(refusal.value)
+        assert message in str(refusal.value)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "model"
     torch.save(WEIGHTS, file)
-    zipped = file.read_bytes()
+    archive = file.read_bytes()
     torch.save(WEIGHTS, file, _use_new_zipfile_serialization=False)
     legacy = file.read_bytes()
     save_file(WEIGHTS, file)
     safetensors = file.read_bytes()
     noise = random.Random(1)
-    for whole in (zipped, legacy, safetensors, noise.randbytes(600)):
+    for whole in (archive, legacy, safetensors, noise.randbytes(600)):
         for length in (0, 5, 9, 40, 200, len(whole) - 300):
             file.write_bytes(whole[:length])
             with pytest.raises(CheckpointMismatch):
@@ -172,17 +172,17 @@ def test_a_network_that_is_given_the_tensors_is_as_one_that_copies_them(
         for name, tensor in Tied().state_dict().items()
     }
     torch.save(state, tmp_path / "tied.pth")
-    copied, given = Tied().eval(), Tied().eval()
-    load_into(copied, state, "tied")
-    mapped = open_checkpoint(tmp_path / "tied.pth", mapped=True).state
-    put_into(given, mapped, "tied")
+    copy, view = Tied().eval(), Tied().eval()
+    load_into(copy, state, "tied")
+    tensors = open_checkpoint(tmp_path / "tied.pth", mapped=True).state
+    put_into(view, tensors, "tied")
     ids = torch.arange(5)
-    for ours, theirs in zip(given(ids), copied(ids), strict=True):
+    for ours, theirs in zip(view(ids), copy(ids), strict=True):
         assert torch.equal(ours, theirs)
-    assert given.head.weight is given.embedding.weight is given.again.weight
-    shares = given.head.bias.data_ptr() == mapped["again.bias"].data_ptr()
+    assert view.head.weight is view.embedding.weight is view.again.weight
+    shares = view.head.bias.data_ptr() == tensors["again.bias"].data_ptr()
     assert shares is (dtype is torch.float32)
-    assert not any(parameter.requires_grad for parameter in given.parameters())
+    assert not any(parameter.requires_grad for parameter in view.parameters())
     with pytest.raises(CheckpointMismatch, match="missing"):
         put_into(Tied(), {}, "tied")
 

@@ -33,13 +33,13 @@ def streams(text: int, regions: int, batch: int = 3) -> Streams:
     """Text, its mask, regions, their mask, padded: the first item is whole."""
     random = torch.Generator().manual_seed(100 * text + regions)
 
-    def one(tokens: int) -> tuple[Tensor, Tensor]:
+    def stream(tokens: int) -> tuple[Tensor, Tensor]:
         length = torch.randint(1, tokens + 1, (batch, 1), generator=random)
         length[0] = tokens
         mask = (torch.arange(tokens) < length).long()
         return torch.randn(batch, tokens, SIZES.hidden, generator=random), mask
 
-    return *one(text), *one(regions)
+    return *stream(text), *stream(regions)
 
 
 def trained(kind: type[nn.Module], keys: KeysConfig) -> Any:
@@ -64,115 +64,115 @@ def attention_maps(network: nn.Module) -> Iterator[list[Tensor]]:
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 8])
 def test_a_chunks_mean_is_that_of_its_visible_tokens(tokens: int, size: int) -> None:
     _, _, states, mask = streams(2, tokens)
-    means, seen = mean_of_chunks(states, mask, size)
+    means, chunk_mask = mean_of_chunks(states, mask, size)
     assert means.shape == (3, math.ceil(tokens / size), SIZES.hidden)
     for item in range(3):
         for chunk, start in enumerate(range(0, tokens, size)):
             visible = states[item, start : start + size][mask[item, start : start + size] == 1]
-            assert seen[item, chunk] == (len(visible) > 0)
+            assert chunk_mask[item, chunk] == (len(visible) > 0)
             if len(visible):
                 torch.testing.assert_close(means[item, chunk], visible.mean(dim=0))
 
 
 def test_chunks_with_holes_are_means_of_what_is_left() -> None:
     states = torch.arange(6.0).reshape(1, 6, 1)
-    means, seen = mean_of_chunks(states, torch.tensor([[0, 1, 0, 0, 1, 1]]), 2)
+    means, chunk_mask = mean_of_chunks(states, torch.tensor([[0, 1, 0, 0, 1, 1]]), 2)
     assert means.flatten().tolist() == [1.0, 0.0, 4.5]
-    assert seen.tolist() == [[1, 0, 1]]
+    assert chunk_mask.tolist() == [[1, 0, 1]]
 
 
 def test_sparse_keeps_the_first_of_each_chunk_and_no_other() -> None:
     states, mask = torch.arange(7.0).reshape(1, 7, 1), torch.tensor([[1, 1, 1, 1, 0, 0, 0]])
-    kept, seen = first_of_chunks(states, mask, 3)
-    assert kept.flatten().tolist() == [0.0, 3.0, 6.0]
-    assert seen.tolist() == [[1, 1, 0]]
+    firsts, chunk_mask = first_of_chunks(states, mask, 3)
+    assert firsts.flatten().tolist() == [0.0, 3.0, 6.0]
+    assert chunk_mask.tolist() == [[1, 1, 0]]
 
 
 @pytest.mark.parametrize("kind", [CoAttention, JointEncoder])
 @pytest.mark.parametrize("variant", ["chunk", "sparse"])
 def test_chunks_of_one_token_are_full_attention(variant: str, kind: type[nn.Module]) -> None:
-    given = streams(4, 9)
-    one = KeysConfig(variant=variant, chunk=1, text=True)
-    expected, got = trained(kind, KeysConfig())(*given), trained(kind, one)(*given)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    inputs = streams(4, 9)
+    keys = KeysConfig(variant=variant, chunk=1, text=True)
+    expected, result = trained(kind, KeysConfig())(*inputs), trained(kind, keys)(*inputs)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("keys", REDUCED, ids=str)
 def test_fewer_keys_make_a_difference(keys: KeysConfig) -> None:
-    given = streams(6, 9)
-    full, reduced = trained(JointEncoder, KeysConfig()), trained(JointEncoder, keys)
-    assert not torch.allclose(full(*given), reduced(*given), atol=1e-3)
+    inputs = streams(6, 9)
+    full, other = trained(JointEncoder, KeysConfig()), trained(JointEncoder, keys)
+    assert not torch.allclose(full(*inputs), other(*inputs), atol=1e-3)
 
 
 @pytest.mark.parametrize("keys", EVERY, ids=str)
 @pytest.mark.parametrize(("text", "regions"), [(5, 7), (1, 1), (4, 10), (7, 1)])
 def test_padding_and_neighbours_change_nothing(text: int, regions: int, keys: KeysConfig) -> None:
-    words, words_seen, visual, visual_seen = streams(text, regions)
+    words, words_mask, visual, visual_mask = streams(text, regions)
     exchange, joint = trained(CoAttention, keys), trained(JointEncoder, keys)
-    together = exchange(words, words_seen, visual, visual_seen)
-    joined = joint(words, words_seen, visual, visual_seen)
+    together = exchange(words, words_mask, visual, visual_mask)
+    joint_states = joint(words, words_mask, visual, visual_mask)
     for item in range(len(words)):
-        n, m = int(words_seen[item].sum()), int(visual_seen[item].sum())
-        one = slice(item, item + 1)
-        alone = (words[one, :n], words_seen[one, :n], visual[one, :m], visual_seen[one, :m])
+        n, m = int(words_mask[item].sum()), int(visual_mask[item].sum())
+        row = slice(item, item + 1)
+        alone = (words[row, :n], words_mask[row, :n], visual[row, :m], visual_mask[row, :m])
         text_alone, visual_alone = exchange(*alone)
-        torch.testing.assert_close(together[0][one, :n], text_alone, rtol=0, atol=1e-5)
-        torch.testing.assert_close(together[1][one, :m], visual_alone, rtol=0, atol=1e-5)
-        real = torch.cat([joined[one, :n], joined[one, text : text + m]], dim=1)
+        torch.testing.assert_close(together[0][row, :n], text_alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(together[1][row, :m], visual_alone, rtol=0, atol=1e-5)
+        real = torch.cat([joint_states[row, :n], joint_states[row, text : text + m]], dim=1)
         torch.testing.assert_close(real, joint(*alone), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("keys", EVERY, ids=str)
 def test_rows_sum_to_one_over_the_keys_that_are_left_and_seen(keys: KeysConfig) -> None:
-    words, words_seen, visual, visual_seen = streams(5, 11)
+    words, words_mask, visual, visual_mask = streams(5, 11)
 
-    def kept(mask: Tensor, reduced: bool) -> Tensor:
+    def subset(mask: Tensor, reduced: bool) -> Tensor:
         if keys.variant == "full" or not reduced:
             return mask
         parts = mask.split(keys.chunk, dim=1)
         return torch.stack([part[:, 0] for part in parts], dim=1)  # padding is at the end
 
-    seen = torch.cat([kept(words_seen, keys.text), kept(visual_seen, True)], dim=1)
+    key_mask = torch.cat([subset(words_mask, keys.text), subset(visual_mask, True)], dim=1)
     network = trained(JointEncoder, keys)
     with attention_maps(network) as maps:
-        network(words, words_seen, visual, visual_seen)
+        network(words, words_mask, visual, visual_mask)
     assert len(maps) == SIZES.layers
     for attention in maps:
-        assert attention.shape == (3, SIZES.heads, 16, seen.shape[1])
+        assert attention.shape == (3, SIZES.heads, 16, key_mask.shape[1])
         torch.testing.assert_close(attention.sum(dim=-1), torch.ones(3, SIZES.heads, 16))
-        assert not attention[(seen == 0)[:, None, None].expand_as(attention)].any()
+        assert not attention[(key_mask == 0)[:, None, None].expand_as(attention)].any()
 
 
 def test_keys_and_values_of_chunks_are_means_of_keys_and_values() -> None:
-    words, words_seen, visual, visual_seen = streams(4, 9)
-    visual_seen = torch.ones_like(visual_seen)
+    words, words_mask, visual, visual_mask = streams(4, 9)
+    visual_mask = torch.ones_like(visual_mask)
     network = trained(CoAttention, KeysConfig(variant="chunk", chunk=3))
-    got, _ = network(words, words_seen, visual, visual_seen)
+    result, _ = network(words, words_mask, visual, visual_mask)
     key, value = network.text.keys_values(visual)  # (batch, heads, 9, size)
     pooled = (x.reshape(3, SIZES.heads, 3, 3, -1).mean(dim=3) for x in (key, value))
-    torch.testing.assert_close(got, network.text(words, *pooled), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result, network.text(words, *pooled), rtol=0, atol=1e-6)
 
 
 def test_what_text_reads_goes_back_to_text() -> None:
     """Plus what it was, normalised; and likewise for the visual stream."""
-    words, words_seen, visual, visual_seen = streams(4, 9)
+    words, words_mask, visual, visual_mask = streams(4, 9)
     network = trained(CoAttention, KeysConfig())
-    text, regions = network(words, words_seen, visual, visual_seen)
+    text, regions = network(words, words_mask, visual, visual_mask)
     assert text.shape == words.shape and regions.shape == visual.shape
-    changed = network(words, words_seen, visual + 1, visual_seen)
-    assert not torch.allclose(changed[0], text, atol=1e-3)
+    other = network(words, words_mask, visual + 1, visual_mask)
+    assert not torch.allclose(other[0], text, atol=1e-3)
     nn.init.zeros_(network.text.output.dense.weight)
     nn.init.zeros_(network.text.output.dense.bias)
-    text, unchanged = network(words, words_seen, visual, visual_seen)
+    text, same_regions = network(words, words_mask, visual, visual_mask)
     torch.testing.assert_close(text, network.text.output.LayerNorm(words))
-    assert torch.equal(unchanged, regions)
+    assert torch.equal(same_regions, regions)
 
 
 def test_the_same_network_answers_alike_twice() -> None:
-    given = streams(4, 9)
+    inputs = streams(4, 9)
     network = trained(CoAttention, KeysConfig(variant="chunk"))
     names = set(network.state_dict())
-    first, second = network(*given), network(*given)
+    first, second = network(*inputs), network(*inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     parts = ("self.query", "self.key", "self.value", "output.dense", "output.LayerNorm")
     assert (

@@ -85,17 +85,17 @@ def test_what_a_graph_does_not_need_is_let_go_before_it_is_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = counting(tmp_path, baked_in=False)
-    held: list[weakref.ref[Any]] = []
+    references: list[weakref.ref[Any]] = []
 
-    def opened(path: Path, key: str | None, mapped: bool) -> Weights:
+    def open_weights(path: Path, key: str | None, mapped: bool) -> Weights:
         weights = open_checkpoint(path, key, mapped=mapped)
-        held.extend(weakref.ref(tensor) for tensor in weights.state.values())
+        references.extend(weakref.ref(tensor) for tensor in weights.state.values())
         return weights
 
-    def traced(plan: GraphPlan, *_: object) -> None:
+    def trace(plan: GraphPlan, *_: object) -> None:
         gc.collect()
-        assert held and [ref() for ref in held] == [None] * len(held)
+        assert references and [ref() for ref in references] == [None] * len(references)
 
-    monkeypatch.setattr(convert_module, "open_checkpoint", opened)
-    monkeypatch.setattr(convert_module, "to_onnx", traced)
+    monkeypatch.setattr(convert_module, "open_checkpoint", open_weights)
+    monkeypatch.setattr(convert_module, "to_onnx", trace)
     convert_module.convert(job)

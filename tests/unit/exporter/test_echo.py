@@ -23,9 +23,9 @@ def test_it_verifies_and_answers_its_probes(tmp_path: Path) -> None:
 
 def test_versions_differ_by_their_shift_alone(tmp_path: Path) -> None:
     first, second = pack_echo(tmp_path, "m", 1), pack_echo(tmp_path, "m", 2, answer_shift=1)
-    one, two = verify_archive(first).probes[0], verify_archive(second).probes[0]
-    assert one.fields == two.fields
-    assert one.answer["tags"] != two.answer["tags"]
+    first_probe, second_probe = verify_archive(first).probes[0], verify_archive(second).probes[0]
+    assert first_probe.fields == second_probe.fields
+    assert first_probe.answer["tags"] != second_probe.answer["tags"]
 
 
 def test_a_fault_is_in_the_graph_and_not_in_the_expected_answers(tmp_path: Path) -> None:

@@ -129,20 +129,20 @@ def test_a_perturbed_weight_in_the_graph_is_refused(
     weight = next(w for w in model.graph.initializer if w.name.endswith("fc.weight"))
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + 0.001, weight.name))
     onnx.save(model, file)
-    trained = read_trained("resnet_gru", tagger, None, load_settings())
-    served = trained.recipe.serve(trained.config, tmp_path)
-    plan = trained.recipe.graphs(trained.network, trained.config)["model"]
-    with pytest.raises(ParityFailed) as refused:
-        prove(trained, served, "model", plan, manifest.graphs["model"], tmp_path / "unpacked")
-    assert str(refused.value).count("largest difference") == 6
+    source = read_trained("resnet_gru", tagger, None, load_settings())
+    interface = source.recipe.serve(source.config, tmp_path)
+    plan = source.recipe.graphs(source.network, source.config)["model"]
+    with pytest.raises(ParityFailed) as error:
+        prove(source, interface, "model", plan, manifest.graphs["model"], tmp_path / "unpacked")
+    assert str(error.value).count("largest difference") == 6
 
 
 @pytest.mark.long
 def test_last_step_is_served_without_lengths_and_padded(
     converter: Converter, tmp_path: Path
 ) -> None:
-    trained = checkpoint(tmp_path, "resnet_gru", CONFIG | {"pooling": "last_step"})
-    report = export_archive("resnet_gru", trained, tmp_path / "out", converter=converter)
+    file = checkpoint(tmp_path, "resnet_gru", CONFIG | {"pooling": "last_step"})
+    report = export_archive("resnet_gru", file, tmp_path / "out", converter=converter)
     graph = report.manifest.graphs["model"]
     assert [tensor.name for tensor in graph.inputs] == ["image", "text_ids"]
     assert report.manifest.text is not None and report.manifest.text.pad_to_max
@@ -172,32 +172,30 @@ def test_a_baked_in_length_is_refused_and_no_archive_is_written(
     converter: Converter, tmp_path: Path
 ) -> None:
     config = {"baked_in": True}
-    trained = checkpoint(tmp_path, COUNTING, config)
-    with pytest.raises(ParityFailed) as refused:
-        export_archive(
-            COUNTING, trained, tmp_path / "out", format="torchscript", converter=converter
-        )
-    said = str(refused.value)
-    assert "no archive was written" in said
+    file = checkpoint(tmp_path, COUNTING, config)
+    with pytest.raises(ParityFailed) as error:
+        export_archive(COUNTING, file, tmp_path / "out", format="torchscript", converter=converter)
+    message = str(error.value)
+    assert "no archive was written" in message
     for sizes in ("batch 1, text 15", "batch 1, text 1", "batch 2, text 8", "batch 5, text 12"):
-        assert f"at {sizes}: " in said
+        assert f"at {sizes}: " in message
     assert not (tmp_path / "out").exists()
 
 
 def test_onnx_refuses_a_baked_in_length_too(converter: Converter, tmp_path: Path) -> None:
-    trained = checkpoint(tmp_path, COUNTING, {"baked_in": True})
+    file = checkpoint(tmp_path, COUNTING, {"baked_in": True})
     with pytest.raises(ExportError, match=r"text_ids axis 1 \(text\) is static at 7"):
-        export_archive(COUNTING, trained, tmp_path / "out", converter=converter)
+        export_archive(COUNTING, file, tmp_path / "out", converter=converter)
     assert not (tmp_path / "out").exists()
 
 
 def test_given_items_become_the_probes(converter: Converter, tmp_path: Path) -> None:
-    trained = checkpoint(tmp_path, COUNTING, {})
+    file = checkpoint(tmp_path, COUNTING, {})
     items = [{"image": drawn_image(1), "text": "abba"}]
     lines: list[str] = []
     report = export_archive(
         COUNTING,
-        trained,
+        file,
         tmp_path,
         format="torchscript",
         items=items,
@@ -207,16 +205,16 @@ def test_given_items_become_the_probes(converter: Converter, tmp_path: Path) -> 
     assert [probe.fields for probe in report.manifest.probes] == items
     assert report.path == tmp_path / "counting-1.mar"
     assert lines[0] == "reading model.safetensors" and lines[-1] == "packed counting-1.mar"
-    shown = [line for line in lines if line.startswith("comparing")]
+    comparisons = [line for line in lines if line.startswith("comparing")]
     cases = report.parity["model"].cases
-    assert shown == [
+    assert comparisons == [
         f"comparing graph model with the network, shape {place} of {cases}"
         for place in range(1, cases + 1)
     ]
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "said"),
+    ("options", "error", "message"),
     [
         (
             {"precision": "int4"},
@@ -234,22 +232,22 @@ def test_given_items_become_the_probes(converter: Converter, tmp_path: Path) -> 
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_exported_is_refused_at_once(
-    options: dict[str, Any], error: type[Exception], said: str, tagger: Path, tmp_path: Path
+    options: dict[str, Any], error: type[Exception], message: str, tagger: Path, tmp_path: Path
 ) -> None:
     arguments: dict[str, Any] = {
         "recipe": "resnet_gru",
         "checkpoint": tagger,
         "out": tmp_path / "out",
     } | options
-    with pytest.raises(error) as refused:
+    with pytest.raises(error) as refusal:
         export_archive(**arguments)
-    assert said in str(refused.value)
+    assert message in str(refusal.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_file_that_is_none_is_refused(tagger: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.py"
-    for text, said in (("def", "cannot be loaded"), ("x = 1", "defines no RECIPE")):
-        broken.write_text(text, encoding="utf-8")
-        with pytest.raises(RecipeNotFound, match=said):
-            export_archive(str(broken), tagger, tmp_path / "out")
+    file = tmp_path / "broken.py"
+    for text, message in (("def", "cannot be loaded"), ("x = 1", "defines no RECIPE")):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(RecipeNotFound, match=message):
+            export_archive(str(file), tagger, tmp_path / "out")

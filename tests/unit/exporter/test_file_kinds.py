@@ -71,8 +71,8 @@ def exported() -> bytes:
 def graph() -> bytes:
     axes = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])]
     node = onnx.helper.make_node("Identity", ["x"], ["x"])
-    made = onnx.helper.make_model(onnx.helper.make_graph([node], "g", axes, axes))
-    return made.SerializeToString()
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", axes, axes))
+    return model.SerializeToString()
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 438007537\n"
@@ -195,7 +195,7 @@ def test_a_folder_is_named(files: list[str], what: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointMismatch) as refusal:
         read_checkpoint(tmp_path)
     assert f"{tmp_path} is {what}" in str(refusal.value)
-    assert any(str(refusal.value).endswith(f"{one.what}. {one.do}") for one in FOLDERS)
+    assert any(str(refusal.value).endswith(f"{kind.what}. {kind.do}") for kind in FOLDERS)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def written(folder: Path, name: str, content: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "fields"),
+    ("content", "fields"),
     [
         (BLIP, {"height": 384, "width": 384, "mean": MEAN, "std": STD}),
         (BLIP | {"size": 224}, {"height": 224, "width": 224, "mean": MEAN, "std": STD}),
@@ -116,16 +116,17 @@ def written(folder: Path, name: str, content: Any) -> None:
     ],
 )
 def test_both_files_of_transformers_are_read(
-    said: dict[str, Any], fields: dict[str, Any], tmp_path: Path
+    content: dict[str, Any], fields: dict[str, Any], tmp_path: Path
 ) -> None:
-    written(tmp_path, "preprocessor_config.json", said)
-    got = published_image(tmp_path)
-    assert got is not None and got.file == "preprocessor_config.json"
-    assert got.fields.keys() == fields.keys()
-    assert all(got.fields[name] == pytest.approx(value) for name, value in fields.items())
-    written(tmp_path, "processor_config.json", {"image_processor": said, "processor_class": "P"})
+    written(tmp_path, "preprocessor_config.json", content)
+    image = published_image(tmp_path)
+    assert image is not None and image.file == "preprocessor_config.json"
+    assert image.fields.keys() == fields.keys()
+    assert all(image.fields[name] == pytest.approx(value) for name, value in fields.items())
+    written(tmp_path, "processor_config.json", {"image_processor": content, "processor_class": "P"})
     newer = published_image(tmp_path)
-    assert newer is not None and (newer.file, newer.fields) == ("processor_config.json", got.fields)
+    assert newer is not None
+    assert (newer.file, newer.fields) == ("processor_config.json", image.fields)
 
 
 def test_a_processor_without_image_settings_leaves_the_older_file(tmp_path: Path) -> None:
@@ -133,8 +134,8 @@ def test_a_processor_without_image_settings_leaves_the_older_file(tmp_path: Path
     written(tmp_path, "processor_config.json", {"processor_class": "BlipProcessor"})
     assert published_image(tmp_path) is None
     written(tmp_path, "preprocessor_config.json", BLIP)
-    got = published_image(tmp_path)
-    assert got is not None and got.note.startswith(
+    image = published_image(tmp_path)
+    assert image is not None and image.note.startswith(
         "image settings are read from preprocessor_config.json: height 384, width 384, mean [0.48"
     )
 
@@ -167,11 +168,11 @@ def resnet(tmp_path: Path) -> Path:
 def test_export_takes_the_published_settings_under_its_own(resnet: Path) -> None:
     written(resnet.parent, "config.json", {"image": {"height": 40}})
     written(resnet.parent, "preprocessor_config.json", BLIP | {"size": 48})
-    trained = read_trained("resnet", resnet, None, load_settings())
-    image = trained.config["image"]
+    source = read_trained("resnet", resnet, None, load_settings())
+    image = source.config["image"]
     assert (image["height"], image["width"]) == (40, 48)
     assert (list(image["mean"]), list(image["std"])) == (MEAN, STD)
-    assert trained.notes == (
+    assert source.notes == (
         f"image settings are read from preprocessor_config.json: height 48, width 48, "
         f"mean {MEAN}, std {STD}",
     )

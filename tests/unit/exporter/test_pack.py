@@ -105,18 +105,18 @@ QUANTIZATION = {
 }
 
 
-@pytest.mark.parametrize("said", [{}, {"quantization": QUANTIZATION}])
+@pytest.mark.parametrize("fields", [{}, {"quantization": QUANTIZATION}])
 def test_older_runtimes_meet_no_field_that_they_do_not_know(
-    said: dict[str, Any], tmp_path: Path, handlers: Path
+    fields: dict[str, Any], tmp_path: Path, handlers: Path
 ) -> None:
     members = {"graphs/model.onnx": b"w"}
-    path = pack_archive(tmp_path, draft(**said), members, handlers)
+    path = pack_archive(tmp_path, draft(**fields), members, handlers)
     for _ in range(2):
         with zipfile.ZipFile(path) as archive:
-            written = archive.read(MANIFEST)
-        assert json.loads(written).get("quantization") == said.get("quantization")
-        assert ("quantization" in json.loads(written)) == bool(said)
-        path = pack_archive(tmp_path / "again", draft_of(read_manifest(written)), members, handlers)
+            raw = archive.read(MANIFEST)
+        assert json.loads(raw).get("quantization") == fields.get("quantization")
+        assert ("quantization" in json.loads(raw)) == bool(fields)
+        path = pack_archive(tmp_path / "again", draft_of(read_manifest(raw)), members, handlers)
 
 
 def test_capabilities_are_those_of_the_runtime_in_the_archive(
@@ -131,8 +131,8 @@ def test_capabilities_are_those_of_the_runtime_in_the_archive(
         archive.extractall(folder)
     older = {name: folder / name for name in manifest.files} | {"vlserve/runtime/task.py": b""}
     before = {name: value for name, value in draft_of(manifest).items() if name != "capabilities"}
-    repacked = manifest_in(pack_members(tmp_path / "old", before, older))
-    assert repacked.capabilities is None and repacked.can("answer_log")
+    old_manifest = manifest_in(pack_members(tmp_path / "old", before, older))
+    assert old_manifest.capabilities is None and old_manifest.can("answer_log")
     del older["vlserve/runtime/answer_log.py"]
     assert not manifest_in(pack_members(tmp_path / "older", before, older)).can("answer_log")
 

@@ -44,10 +44,10 @@ def measured(plan: GraphPlan, copy: nn.Module) -> Measured:
 
 @pytest.mark.parametrize("longest", [1, 2, 7, 15, 150])
 def test_at_least_five_shapes_that_the_export_has_not_seen(longest: int) -> None:
-    exported = {"batch": 3, "text": 7}
-    sizes = unseen_sizes(["batch", "text"], {"text": longest}, exported)
+    example_sizes = {"batch": 3, "text": 7}
+    sizes = unseen_sizes(["batch", "text"], {"text": longest}, example_sizes)
     assert len(sizes) >= 5
-    assert exported not in sizes
+    assert example_sizes not in sizes
     assert {1} < {case["batch"] for case in sizes}
     texts = {case["text"] for case in sizes}
     assert max(texts) == longest and min(texts) == 1
@@ -61,16 +61,16 @@ def test_an_equal_graph_passes() -> None:
 
 def test_the_network_and_the_graph_run_at_once() -> None:
     plan, copy = plan_and_copy()
-    together = threading.Barrier(2, timeout=20)  # it breaks where one waits for the other's end
+    barrier = threading.Barrier(2, timeout=20)  # it breaks where one waits for the other's end
 
     def wait(*_: object) -> None:
-        together.wait()
+        barrier.wait()
 
     plan.module.register_forward_pre_hook(wait)
 
     class Waiting(Network):
         def run(self, inputs: Arrays) -> Arrays:
-            together.wait()
+            barrier.wait()
             return super().run(inputs)
 
     cases = [(sizes, RECIPE.example("model", {}, sizes, seed=1)) for sizes in SIZES]
@@ -82,9 +82,9 @@ def test_a_perturbed_weight_is_refused_with_every_mismatch() -> None:
     with torch.no_grad():
         copy.embedding.weight += 0.01
     result = measured(plan, copy)
-    with pytest.raises(ParityFailed) as refused:
+    with pytest.raises(ParityFailed) as error:
         result.assert_equal("model")
-    lines = str(refused.value).splitlines()[1:]
+    lines = str(error.value).splitlines()[1:]
     assert len(lines) == len(SIZES)
     for line, sizes in zip(lines, SIZES, strict=True):
         assert f"batch {sizes['batch']}, text {sizes['text']}" in line
@@ -108,7 +108,7 @@ def test_a_graph_that_fails_on_a_shape_is_refused_with_its_own_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("got", "expected", "said"),
+    ("values", "expected", "message"),
     [
         ([1.0, 2.0], [1.0, 2.0001], None),
         ([1.0, 2.0], [1.0, 2.1], r"largest difference 0\.1 at \(1,\)"),
@@ -118,10 +118,10 @@ def test_a_graph_that_fails_on_a_shape_is_refused_with_its_own_words() -> None:
     ],
     ids=["close", "far", "nan", "reference", "shape"],
 )
-def test_comparison(got: list[float], expected: list[float], said: str | None) -> None:
-    arrays = np.array(got, np.float32), np.array(expected, np.float32)
+def test_comparison(values: list[float], expected: list[float], message: str | None) -> None:
+    arrays = np.array(values, np.float32), np.array(expected, np.float32)
     _, reason = compare(*arrays, rtol=1e-4, atol=1e-5)
-    if said is None:
+    if message is None:
         assert reason is None
     else:
-        assert reason is not None and re.search(said, reason)
+        assert reason is not None and re.search(message, reason)

@@ -20,12 +20,12 @@ from vlserve.runtime.regions import with_global_region
 WIDTH, HEIGHT = 640, 480
 
 
-def info_of(regions: int, **changed: Any) -> dict[str, Any]:
+def info_of(regions: int, **changes: Any) -> dict[str, Any]:
     """As vilbert-multi-task's extract_features.py saves it."""
     random = np.random.default_rng(0)
     corners = random.uniform(0, 200, (regions, 4)).astype(np.float32)
     corners[:, 2:] += corners[:, :2] + 1
-    said = {
+    info = {
         "bbox": corners,
         "num_boxes": regions,
         "objects": random.integers(0, 1600, regions),
@@ -33,7 +33,7 @@ def info_of(regions: int, **changed: Any) -> dict[str, Any]:
         "image_width": WIDTH,
         "image_height": HEIGHT,
     }
-    return said | changed
+    return info | changes
 
 
 def save(folder: Path, features: Any, info: Any) -> Path:
@@ -89,15 +89,15 @@ def test_every_protocol_that_numpy_wrote_is_read(protocol: int, tmp_path: Path) 
     plain = {"image_id": "7", "sizes": [1, (2.5, None, True)], "score": np.float32(0.5)}
     info = info_of(3, **plain, raw=b"\xff\x00", words=np.array(["a", "bc"]))
     save_pickle(tmp_path, np.array(info, dtype=object), protocol)
-    read = read_info(tmp_path / "image7_info.npy")
-    assert read.keys() == info.keys()
+    content = read_info(tmp_path / "image7_info.npy")
+    assert content.keys() == info.keys()
     for name, value in info.items():
-        assert type(read[name]) is type(value), name
+        assert type(content[name]) is type(value), name
         if isinstance(value, np.ndarray):
-            assert read[name].dtype == value.dtype, name
-            np.testing.assert_array_equal(read[name], value, err_msg=name)
+            assert content[name].dtype == value.dtype, name
+            np.testing.assert_array_equal(content[name], value, err_msg=name)
         else:
-            assert read[name] == value, name
+            assert content[name] == value, name
 
 
 class Runs:
@@ -114,7 +114,7 @@ class Runs:
 def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(protocol: int, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     np.save(tmp_path / "image7.npy", features_of(2))
-    for runs, named in (
+    for runs, function in (
         (Runs(os.mkdir, str(mark)), f"{os.mkdir.__module__}.mkdir"),
         (Runs(eval, f"open({str(mark)!r}, 'w')"), r"\w+\.eval"),
         (Runs(getattr, "", "join"), r"\w+\.getattr"),
@@ -124,13 +124,13 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(protocol: int, tmp_
             array = np.empty((), dtype=object)
             array[()] = info
             save_pickle(tmp_path, array, protocol)
-            with pytest.raises(DataError, match=f"image7_info.npy was refused.* {named}"):
+            with pytest.raises(DataError, match=f"image7_info.npy was refused.* {function}"):
                 read_regions(tmp_path / "image7.npy")
             assert not mark.exists()
 
 
 def test_numpys_own_functions_cannot_be_called_otherwise(tmp_path: Path) -> None:
-    for runs, named in (
+    for runs, function in (
         (Runs(np.ndarray, (1 << 40,)), None),
         (Runs(np.dtype, [("a", "f4")]), None),
         (Runs(np.dtype, "V8"), "numpy.dtype"),
@@ -138,12 +138,12 @@ def test_numpys_own_functions_cannot_be_called_otherwise(tmp_path: Path) -> None
         array = np.empty((), dtype=object)
         array[()] = runs
         save_pickle(tmp_path, array, 4)
-        with pytest.raises(DataError, match=named or r"image7_info.npy (cannot|was|holds)"):
+        with pytest.raises(DataError, match=function or r"image7_info.npy (cannot|was|holds)"):
             read_info(tmp_path / "image7_info.npy")
 
 
 @pytest.mark.parametrize(
-    ("changed", "reason"),
+    ("changes", "reason"),
     [
         ({"num_boxes": 9}, "num_boxes is 9"),
         ({"num_boxes": 0}, "num_boxes is 0"),
@@ -156,9 +156,9 @@ def test_numpys_own_functions_cannot_be_called_otherwise(tmp_path: Path) -> None
     ],
 )
 def test_what_cannot_be_says_which_file_and_why(
-    changed: dict[str, Any], reason: str, tmp_path: Path
+    changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    file = save(tmp_path, features_of(3), info_of(3, **changed))
+    file = save(tmp_path, features_of(3), info_of(3, **changes))
     with pytest.raises(DataError, match=f"image7_info.npy: .*{reason}"):
         read_regions(file)
 
@@ -174,8 +174,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     file = save(tmp_path, features_of(3), info_of(3))
     info = tmp_path / "image7_info.npy"
     raw = info.read_bytes()
-    for damaged in (b"", raw[:40], raw[: len(raw) // 2], b"PK\x03\x04" + raw):
-        info.write_bytes(damaged)
+    for content in (b"", raw[:40], raw[: len(raw) // 2], b"PK\x03\x04" + raw):
+        info.write_bytes(content)
         with pytest.raises(DataError, match=r"image7_info.npy cannot be read"):
             read_regions(file)
     np.save(info, np.zeros(3))
@@ -204,8 +204,8 @@ def test_features_that_are_none_are_refused(features: Any, tmp_path: Path) -> No
 
 def header() -> bytes:
     stream = io.BytesIO()
-    described = {"descr": "|O", "fortran_order": False, "shape": ()}
-    np.lib.format.write_array_header_1_0(stream, described)
+    fields = {"descr": "|O", "fortran_order": False, "shape": ()}
+    np.lib.format.write_array_header_1_0(stream, fields)
     return stream.getvalue()
 
 
@@ -244,11 +244,11 @@ def test_a_state_that_cannot_be_is_an_error_of_one_line(value: Any, tmp_path: Pa
     array[()] = info_of(2, objects=[value, np.arange(2), np.float32(1)])
     save_pickle(tmp_path, array, 4)
     try:
-        read = read_info(tmp_path / "image7_info.npy")
+        info = read_info(tmp_path / "image7_info.npy")
     except DataError as error:
         assert "image7_info.npy cannot be read: " in str(error)
     else:  # a type alone is nothing that numpy could work with
-        assert not isinstance(read["objects"][0], np.dtype | np.ndarray)
+        assert not isinstance(info["objects"][0], np.dtype | np.ndarray)
 
 
 @pytest.mark.parametrize(
@@ -278,12 +278,12 @@ def test_changed_bytes_raise_nothing_else(
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
     file = save(folder, features_of(2)[:, :4], info_of(2))
-    for changed in (file, folder / "image7_info.npy"):
-        raw = bytearray(changed.read_bytes())
+    for path in (file, folder / "image7_info.npy"):
+        raw = bytearray(path.read_bytes())
         for _ in range(data.draw(st.integers(1, 4))):
             start = data.draw(st.integers(0, len(raw) - 1))
             raw[start : start + data.draw(st.integers(1, 8))] = data.draw(st.binary(max_size=8))
-        changed.write_bytes(raw)
+        path.write_bytes(raw)
     with suppress(DataError):
         read_regions(file)
 
@@ -301,7 +301,7 @@ def test_files_are_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_features_that_are_not_all_there_cost_nothing(tmp_path: Path) -> None:
     file = save(tmp_path, features_of(2), info_of(2))
     with file.open("wb") as stream:
-        described = {"descr": "<f4", "fortran_order": False, "shape": (2**31, 2048)}
-        np.lib.format.write_array_header_1_0(stream, described)
+        fields = {"descr": "<f4", "fortran_order": False, "shape": (2**31, 2048)}
+        np.lib.format.write_array_header_1_0(stream, fields)
     with pytest.raises(DataError, match=r"image7.npy cannot be read"):
         read_regions(file)

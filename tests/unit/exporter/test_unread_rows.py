@@ -18,7 +18,7 @@ graph (float[batch, rows, 4] x, int64[batch] place) => ({outputs})
   w = Constant <value = float[4, 8] {{{wide}}}> ()
   v = Constant <value = float[8, 4] {{{wide}}}> ()
 """
-WIDE = ", ".join(f"{np.sin(1 + each):.3f}" for each in range(32))
+WIDE = ", ".join(f"{np.sin(1 + place):.3f}" for place in range(32))
 LAYER = """
   product = MatMul (x, w)
   act = Gelu (product)
@@ -90,14 +90,14 @@ def test_what_is_read_is_computed(
     model: onnx.ModelProto, before: list[int], after: list[int]
 ) -> None:
     assert rows_computed(model) == before
-    changed = ir.from_proto(model)
-    products = drop_unread_rows(changed.graph)
-    written = ir.to_proto(changed)
-    onnx.checker.check_model(written, full_check=True)
-    assert rows_computed(written) == after
+    ir_model = ir.from_proto(model)
+    products = drop_unread_rows(ir_model.graph)
+    new_model = ir.to_proto(ir_model)
+    onnx.checker.check_model(new_model, full_check=True)
+    assert rows_computed(new_model) == after
     assert products == sum(a < b for a, b in zip(after, before, strict=True))
-    for got, expected in zip(answers(written), answers(model), strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-6)
+    for output, expected in zip(answers(new_model), answers(model), strict=True):
+        np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
 def test_axes_without_a_name_are_not_taken_for_the_same() -> None:
@@ -120,6 +120,6 @@ def test_axes_without_a_name_are_not_taken_for_the_same() -> None:
     ids=["all are answered", "others are read too", "a column is read", "an item is read"],
 )
 def test_what_else_is_read_stays(model: onnx.ModelProto) -> None:
-    changed = ir.from_proto(model)
-    assert drop_unread_rows(changed.graph) == 0
-    assert ir.to_proto(changed) == ir.to_proto(ir.from_proto(model))
+    ir_model = ir.from_proto(model)
+    assert drop_unread_rows(ir_model.graph) == 0
+    assert ir.to_proto(ir_model) == ir.to_proto(ir.from_proto(model))

@@ -69,10 +69,10 @@ COLOURS = str(Path(__file__).parents[3] / "examples" / "colours.py")
     ids=str,
 )
 def test_weights_are_found_and_it_is_said_where(content: Any, notes: tuple[str, ...]) -> None:
-    found = find_weights(content)
-    assert found.notes == notes
-    assert found.state.keys() == TRAINED.keys()
-    assert torch.equal(found.state["fc.weight"], TRAINED["fc.weight"])
+    weights = find_weights(content)
+    assert weights.notes == notes
+    assert weights.state.keys() == TRAINED.keys()
+    assert torch.equal(weights.state["fc.weight"], TRAINED["fc.weight"])
 
 
 def test_a_key_can_be_chosen() -> None:
@@ -112,7 +112,7 @@ def wrapped(kind: str) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "names"),
     [
         ("module", "module."),
         ("_orig_mod", "_orig_mod."),
@@ -122,22 +122,22 @@ def wrapped(kind: str) -> nn.Module:
         ("averaged", "module., n_averaged"),
     ],
 )
-def test_what_wrappers_of_torch_put_into_names_is_taken_off(kind: str, said: str) -> None:
-    found = find_weights(wrapped(kind).state_dict())
-    assert found.notes == (f"the keys are read without {said}",)
-    load_into(nn.Sequential(nn.Linear(2, 3)), found.state, "linear")
+def test_what_wrappers_of_torch_put_into_names_is_taken_off(kind: str, names: str) -> None:
+    weights = find_weights(wrapped(kind).state_dict())
+    assert weights.notes == (f"the keys are read without {names}",)
+    load_into(nn.Sequential(nn.Linear(2, 3)), weights.state, "linear")
 
 
 def test_a_part_that_was_compiled_alone_has_its_own_names() -> None:
-    compiled = {"backbone._orig_mod.conv.weight": torch.ones(1), "fc.weight": torch.ones(1)}
-    assert set(find_weights(compiled).state) == {"backbone.conv.weight", "fc.weight"}
+    state = {"backbone._orig_mod.conv.weight": torch.ones(1), "fc.weight": torch.ones(1)}
+    assert set(find_weights(state).state) == {"backbone.conv.weight", "fc.weight"}
     both = {"_orig_mod.fc.weight": torch.ones(1), "fc.weight": torch.ones(1)}
     with pytest.raises(CheckpointMismatch, match=r"two of the keys are fc\.weight without _orig"):
         find_weights(both)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "content"),
     [
         ("base_model.model.fc.lora_A.weight", "adapters (LoRA)"),
         ("fc.lora_B.default.weight", "adapters (LoRA)"),
@@ -148,10 +148,10 @@ def test_a_part_that_was_compiled_alone_has_its_own_names() -> None:
         ("flat_param_0", "the flattened parameters of FSDP"),
     ],
 )
-def test_what_is_not_a_networks_whole_weights_is_named(name: str, said: str) -> None:
+def test_what_is_not_a_networks_whole_weights_is_named(name: str, content: str) -> None:
     with pytest.raises(CheckpointMismatch) as refusal:
         find_weights({"model": {**TRAINED, name: torch.ones(2)}})
-    assert f"holds {said}" in str(refusal.value) and f"({name})" in str(refusal.value)
+    assert f"holds {content}" in str(refusal.value) and f"({name})" in str(refusal.value)
     assert any(str(refusal.value).endswith(kind.do) for kind in NOT_WHOLE)
 
 
@@ -185,16 +185,16 @@ def test_a_recipe_gets_the_names_that_it_knows(prefix: str, tmp_path: Path) -> N
         "colour.weight": torch.randn(3, 3),
         "colour.bias": torch.zeros(3),
     }
-    named = {f"{prefix}{name}": tensor for name, tensor in state.items()}
-    torch.save({"net": named, "ema": named}, tmp_path / "m.pth")
+    tensors = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    torch.save({"net": tensors, "ema": tensors}, tmp_path / "m.pth")
     (tmp_path / "config.json").write_text(json.dumps({"labels": ["a", "b", "c"]}), encoding="utf-8")
-    trained = read_trained(COLOURS, tmp_path / "m.pth", None, load_settings())
-    assert trained.prefix == prefix
-    for name, tensor in trained.network.state_dict().items():
+    source = read_trained(COLOURS, tmp_path / "m.pth", None, load_settings())
+    assert source.prefix == prefix
+    for name, tensor in source.network.state_dict().items():
         assert torch.equal(tensor, state[name])
-    said = [f"the prefix {prefix} was taken off all keys"] if prefix else []
-    assert list(trained.notes[1:]) == said
-    assert trained.notes[0].startswith("the weights are those under the key net; ema holds")
+    notes = [f"the prefix {prefix} was taken off all keys"] if prefix else []
+    assert list(source.notes[1:]) == notes
+    assert source.notes[0].startswith("the weights are those under the key net; ema holds")
     assert (
         open_checkpoint(tmp_path / "m.pth", "ema")
         .notes[0]

@@ -11,5 +11,5 @@ from support.started_handlers import Start, starting
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts a handler's source; what it changes of this process is undone."""
-    with starting(tmp_path, monkeypatch) as started:
-        yield started
+    with starting(tmp_path, monkeypatch) as starter:
+        yield starter

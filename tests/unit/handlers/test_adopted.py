@@ -13,30 +13,30 @@ import onnxruntime
 import pytest
 import torch
 
-from support import legacy_archives as made
+from support import legacy_archives as legacy
 from support.legacy_exchanges import END, FORM, part
 from support.started_handlers import SHA256, Start, ask
 from vlserve.runtime.types import ItemError, Request
 
 
 def test_a_function_is_called_once_without_data_and_never_beyond_its_batch(start: Start) -> None:
-    pipeline = start(made.ASSERTS_ITS_BATCH, batch_size=4)
+    pipeline = start(legacy.ASSERTS_ITS_BATCH, batch_size=4)
 
     answers = [json.loads(body) for _, body in ask(pipeline, b"a", b"bb", b"ccc", b"dddd")]
 
-    assert [one["length"] for one in answers] == [1, 2, 3, 4]
-    assert {one["loads"] for one in answers} == {1}
-    assert {one["model"] for one in answers} == {"Words"}
+    assert [answer["length"] for answer in answers] == [1, 2, 3, 4]
+    assert {answer["loads"] for answer in answers} == {1}
+    assert {answer["model"] for answer in answers} == {"Words"}
 
 
 def test_a_function_is_found_by_its_name_beside_other_functions_and_a_class(start: Start) -> None:
-    pipeline = start(made.ENTRY_FUNCTION, handler="own:run")
+    pipeline = start(legacy.ENTRY_FUNCTION, handler="own:run")
 
     assert ask(pipeline, b"x") == [(200, b"str: 'x'")]
 
 
 def test_a_handler_that_answers_the_first_alone_is_asked_one_by_one(start: Start) -> None:
-    pipeline = start(made.FIRST_ALONE, batch_size=4)
+    pipeline = start(legacy.FIRST_ALONE, batch_size=4)
 
     answers = ask(pipeline, b"a", b"b", b"c", b"d")
 
@@ -44,31 +44,31 @@ def test_a_handler_that_answers_the_first_alone_is_asked_one_by_one(start: Start
 
 
 def test_a_request_that_fails_harms_none_of_its_batch(start: Start) -> None:
-    pipeline = start(made.MISBEHAVES, batch_size=4)
+    pipeline = start(legacy.MISBEHAVES, batch_size=4)
 
     answers = ask(pipeline, b"a", b"raise", b"teapot", b"d")
 
     assert [status for status, _ in answers] == [200, 503, 418, 200]
-    failed = json.loads(answers[1][1])
-    assert failed["code"] == 503
-    assert failed["type"] == "InternalServerException"
-    assert failed["message"] == "Prediction failed"
-    assert failed["error"] == {"code": "prediction_failed", "message": "Prediction failed"}
+    failure = json.loads(answers[1][1])
+    assert failure["code"] == 503
+    assert failure["type"] == "InternalServerException"
+    assert failure["message"] == "Prediction failed"
+    assert failure["error"] == {"code": "prediction_failed", "message": "Prediction failed"}
 
 
 def test_a_metric_that_nobody_listed_fails_no_request(start: Start) -> None:
-    assert ask(start(made.MISBEHAVES), b"unknown metric") == [(200, b"said unknown metric")]
+    assert ask(start(legacy.MISBEHAVES), b"unknown metric") == [(200, b"said unknown metric")]
 
 
 def test_a_handler_that_must_not_see_a_request_twice_fails_as_a_whole(start: Start) -> None:
-    pipeline = start(made.MISBEHAVES, batch_size=4, isolates=False)
+    pipeline = start(legacy.MISBEHAVES, batch_size=4, isolates=False)
 
     assert [status for status, _ in ask(pipeline, b"a", b"raise")] == [503, 503]
 
 
 def test_a_word_that_ends_the_worker_does_end_it(start: Start) -> None:
     with pytest.raises(SystemExit):
-        ask(start(made.MISBEHAVES), b"leave")
+        ask(start(legacy.MISBEHAVES), b"leave")
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_errors_have_torchserves_status_and_words(
         f"    def handle(self, data, context):\n        {body}\n"
     )
 
-    ((got, content),) = ask(start(source), b"x")
+    ((reply_status, content),) = ask(start(source), b"x")
 
-    assert got == status
+    assert reply_status == status
     assert json.loads(content)["message"] == message
 
 
@@ -131,7 +131,7 @@ def test_two_classes_are_refused_by_their_names(start: Start) -> None:
 def test_a_neighbour_is_imported_and_the_folder_is_a_copy_to_write_in(
     start: Start, tmp_path: Path
 ) -> None:
-    start(made.ECHOES)
+    start(legacy.ECHOES)
 
     assert Path("written-at-load").exists()
     assert not (tmp_path / "archive" / "legacy" / "written-at-load").exists()
@@ -140,17 +140,16 @@ def test_a_neighbour_is_imported_and_the_folder_is_a_copy_to_write_in(
 def test_copies_of_dead_workers_go_and_no_others(start: Start, tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as dead:
         dead.wait()
-    left, of_another = (
-        tmp_path / f"legacy-words-1.{dead.pid}.x",
-        tmp_path / f"legacy-words-1-2.{dead.pid}.x",
-    )
-    living = tmp_path / f"legacy-words-1.{os.getppid()}.x"
-    for folder in (left, of_another, living):
+    dead_copy = tmp_path / f"legacy-words-1.{dead.pid}.x"
+    other_copy = tmp_path / f"legacy-words-1-2.{dead.pid}.x"
+    living_copy = tmp_path / f"legacy-words-1.{os.getppid()}.x"
+    copies = (dead_copy, other_copy, living_copy)
+    for folder in copies:
         folder.mkdir()
 
-    start(made.ECHOES)
+    start(legacy.ECHOES)
 
-    assert [folder.exists() for folder in (left, of_another, living)] == [False, True, True]
+    assert [folder.exists() for folder in copies] == [False, True, True]
 
 
 def test_a_pickled_module_is_refused_even_where_the_code_asks_for_it(start: Start) -> None:
@@ -188,7 +187,7 @@ def test_an_archive_that_the_operator_trusts_reads_its_pickles(
 
 @pytest.mark.parametrize("envelope", ["json", "kserve"])
 def test_envelopes_are_torchserves(start: Start, envelope: str) -> None:
-    pipeline = start(made.INSTANCES, envelope=envelope)
+    pipeline = start(legacy.INSTANCES, envelope=envelope)
 
     ((status, content),) = ask(pipeline, b'{"instances": [[1, 2], [3]]}', kind="application/json")
 
@@ -197,7 +196,7 @@ def test_envelopes_are_torchserves(start: Start, envelope: str) -> None:
 
 
 def test_the_lengths_of_a_batch_are_kept_by_the_json_envelope(start: Start) -> None:
-    pipeline = start(made.INSTANCES, batch_size=2, envelope="json")
+    pipeline = start(legacy.INSTANCES, batch_size=2, envelope="json")
 
     answers = ask(
         pipeline, b'{"instances": [[1]]}', b'{"instances": [[], [2]]}', kind="application/json"
@@ -249,7 +248,7 @@ def test_a_state_dict_is_read_through_base_handler_and_its_model_file(start: Sta
         expected = torch.softmax(network(torch.tensor([[1.0, 2.0, 3.0]])), dim=1)[0].tolist()
 
     pipeline = start(
-        made.BASE_HANDLER,
+        legacy.BASE_HANDLER,
         files={"net.py": MODEL_FILE, "net.pth": state.getvalue()},
         model={"modelFile": "net.py", "serializedFile": "net.pth"},
     )
@@ -301,8 +300,8 @@ def test_an_onnx_graph_computes_on_the_versions_own_threads(
 
 
 def test_each_form_of_an_image_is_the_same_to_a_handler(start: Start) -> None:
-    pipeline = start(made.PARTS)
-    png = made.picture()
+    pipeline = start(legacy.PARTS)
+    png = legacy.picture()
     in_json = json.dumps({"img1": base64.b64encode(png).decode(), "img2": [[0.5] * 6] * 4})
     form = part("img1", png, "image/png", "a.png") + part("img2", png) + part("target", b"3") + END
 
@@ -314,8 +313,8 @@ def test_each_form_of_an_image_is_the_same_to_a_handler(start: Start) -> None:
 
 
 def test_explanations_are_asked_for_by_the_path(start: Start) -> None:
-    pipeline = start(made.PARTS)
-    form = part("img1", made.picture(), "image/png", "a.png") + END
+    pipeline = start(legacy.PARTS)
+    form = part("img1", legacy.picture(), "image/png", "a.png") + END
     request = {"path": "/explanations/m", "headers": {"content-type": FORM}, "content": form}
 
     (answer,) = pipeline.run([Request(request, "")]).answers

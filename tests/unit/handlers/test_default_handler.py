@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import legacy_archives as made
+from support import legacy_archives as legacy
 from support.started_handlers import Start, ask
 from vlserve.adopt.adoption import Wishes, described
 from vlserve.adopt.legacy_archive import open_legacy
@@ -69,36 +69,36 @@ def _files(network: Network) -> dict[str, bytes]:
 
 
 def _archive(folder: Path, network: Network) -> Path:
-    return made.write_legacy(
+    return legacy.write_legacy(
         folder / "Text.mar", "text_classifier", "", _files(network), serializedFile="network.pt"
     )
 
 
 def test_its_package_is_named_before_it_is_loaded(tmp_path: Path) -> None:
-    legacy = open_legacy(_archive(tmp_path, Network()), tmp_path / "unpacked")
+    archive = open_legacy(_archive(tmp_path, Network()), tmp_path / "unpacked")
 
     with pytest.raises(NotAdopted, match="needs captum, which is not installed"):
-        described(legacy, Wishes())
+        described(archive, Wishes())
 
 
 @pytest.mark.usefixtures("captum")
 @pytest.mark.filterwarnings("ignore")  # torch's, of what TorchServe's handler calls
 def test_with_its_package_it_answers(start: Start, tmp_path: Path) -> None:
     network = Network().eval()
-    adopted, warned = described(
+    adoption, notes = described(
         open_legacy(_archive(tmp_path, network), tmp_path / "unpacked"), Wishes()
     )
 
     pipeline = start(
         "",
-        handler=adopted.handler,
+        handler=adoption.handler,
         files=_files(network),
         model={"serializedFile": "network.pt"},
     )
 
     ((status, content),) = ask(pipeline, b"A red <b>door</b>!")
     scores = torch.softmax(network(torch.arange(len(WORDS)), torch.tensor([0])), dim=1)[0]
-    assert warned == ()
+    assert notes == ()
     assert status == 200, content
     assert json.loads(content) == pytest.approx(
         dict(zip(LABELS.values(), scores.tolist(), strict=True))

@@ -18,27 +18,27 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def answers_of(pipeline: Pipeline, fields: list[dict[str, Any]]) -> list[Answer | ItemError]:
-    requests = [Request(one, str(place)) for place, one in enumerate(fields)]
+    requests = [Request(item, str(place)) for place, item in enumerate(fields)]
     return list(pipeline.run(requests).answers)
 
 
 def test_every_task_has_a_kind_or_tests_of_its_own() -> None:
     tasks = {file.stem for file in HANDLERS.glob("*.py")} - {"torchserve_handler", "triton_model"}
-    lacking = tasks - {said["task"] for said in KINDS.values()}
-    assert [task for task in lacking if not (HERE / f"test_{task}.py").is_file()] == []
+    rest = tasks - {kind["task"] for kind in KINDS.values()}
+    assert [task for task in rest if not (HERE / f"test_{task}.py").is_file()] == []
 
 
 @every_kind
 def test_bad_items_do_not_change_the_answers_of_their_neighbours(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
-    good = [one.fields() for one in questions_of(pipeline.manifest)]
+    good = [question.fields() for question in questions_of(pipeline.manifest)]
     alone = answers_of(pipeline, good)
     bad = [{}, {**good[0], "surprise": 1}, {**good[1], "image": "!!"}, {**good[2], "text": "a\0"}]
-    mixed = answers_of(pipeline, [bad[0], good[0], bad[1], good[1], bad[2], *good[2:], bad[3]])
-    assert [one for one in mixed if not isinstance(one, ItemError)] == alone
-    assert sum(isinstance(one, ItemError) for one in mixed) == len(bad)
-    for one in alone:
-        pipeline.task.answer.model_validate(one)
+    answers = answers_of(pipeline, [bad[0], good[0], bad[1], good[1], bad[2], *good[2:], bad[3]])
+    assert [answer for answer in answers if not isinstance(answer, ItemError)] == alone
+    assert sum(isinstance(answer, ItemError) for answer in answers) == len(bad)
+    for answer in alone:
+        pipeline.task.answer.model_validate(answer)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,9 @@ def test_bad_items_do_not_change_the_answers_of_their_neighbours(kind: str, tmp_
 )
 def test_what_versions_are_compared_by_is_best_first(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
-    for answer in answers_of(pipeline, [one.fields() for one in questions_of(pipeline.manifest)]):
+    for answer in answers_of(
+        pipeline, [question.fields() for question in questions_of(pipeline.manifest)]
+    ):
         assert isinstance(answer, dict)
         scores = list(pipeline.task.scores(answer).values())
         assert scores and scores == sorted(scores, reverse=True)
@@ -56,20 +58,20 @@ def test_what_versions_are_compared_by_is_best_first(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if manifest_of(kind).text])
 def test_an_item_that_fails_in_the_graph_fails_alone(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
-    good = [one.fields() for one in questions_of(pipeline.manifest)]
-    spoken = next(one for one in good if "text" in one)
-    *answers, failed = answers_of(pipeline, [*good, {**spoken, "text": FAILS}])
-    assert isinstance(failed, ItemError) and failed.code is ErrorCode.INFERENCE_FAILED
-    for one in answers:
-        pipeline.task.answer.model_validate(one)
+    good = [question.fields() for question in questions_of(pipeline.manifest)]
+    fields = next(item for item in good if "text" in item)
+    *answers, error = answers_of(pipeline, [*good, {**fields, "text": FAILS}])
+    assert isinstance(error, ItemError) and error.code is ErrorCode.INFERENCE_FAILED
+    for answer in answers:
+        pipeline.task.answer.model_validate(answer)
 
 
 @every_kind
 def test_a_form_and_json_get_the_same_answer(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
-    for one in questions_of(pipeline.manifest):
-        form = {name: raw for name, (_, raw) in one.form().items()}
-        in_form, in_json = answers_of(pipeline, [form]), answers_of(pipeline, [one.fields()])
+    for question in questions_of(pipeline.manifest):
+        form = {name: raw for name, (_, raw) in question.form().items()}
+        in_form, in_json = answers_of(pipeline, [form]), answers_of(pipeline, [question.fields()])
         assert isinstance(in_form[0], dict)
         assert in_form == in_json
 
@@ -77,17 +79,21 @@ def test_a_form_and_json_get_the_same_answer(kind: str, tmp_path: Path) -> None:
 @every_kind
 def test_the_drawn_probes_are_answered(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
-    drawn = drawn_requests(pipeline.manifest.model_dump(mode="json"))
-    assert len(drawn) >= 3
-    for answer in answers_of(pipeline, drawn):
+    probes = drawn_requests(pipeline.manifest.model_dump(mode="json"))
+    assert len(probes) >= 3
+    for answer in answers_of(pipeline, probes):
         pipeline.task.answer.model_validate(answer)
 
 
 def features_of(kind: str) -> Question:
-    return next(one for one in questions_of(manifest_of(kind)) if one.looks[0].features is not None)
+    return next(
+        question
+        for question in questions_of(manifest_of(kind))
+        if question.looks[0].features is not None
+    )
 
 
-TAKEN: dict[str, tuple[str, dict[str, Any], str]] = {
+REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "features-where-there-are-none": ("tag", {"features": "AA=="}, "features: this model takes no"),
     "an-image-too-many": ("answer", {"image": drawn_image(0)}, "image: this model takes no image"),
     "both": ("tag-by-either", {"image": drawn_image(0)}, "image or features: send one of them"),
@@ -123,17 +129,17 @@ TAKEN: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", TAKEN)
+@pytest.mark.parametrize("case", REFUSALS)
 def test_what_a_model_does_not_take(case: str, tmp_path: Path) -> None:
-    kind, changed, said = TAKEN[case]
+    kind, changes, message = REFUSALS[case]
     pipeline = pipeline_of(kind, tmp_path)
     brings = kind in ("answer", "tag-by-either", "ground", "caption-of-a-grid")
     fields = features_of(kind).fields() if brings else questions_of(pipeline.manifest)[0].fields()
     if case == "a-grid-of-another-size":
-        changed = {"features": npy(np.zeros((5, 4), np.float32))}
-    (answer,) = answers_of(pipeline, [fields | changed])
+        changes = {"features": npy(np.zeros((5, 4), np.float32))}
+    (answer,) = answers_of(pipeline, [fields | changes])
     assert isinstance(answer, ItemError), answer
-    assert (answer.code, said in answer.message) == (ErrorCode.FIELD_INVALID, True), answer
+    assert (answer.code, message in answer.message) == (ErrorCode.FIELD_INVALID, True), answer
 
 
 OF_NUMBERS = {
@@ -175,22 +181,21 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_manifest_that_a_task_cannot_answer_for(case: str, tmp_path: Path) -> None:
-    kind, changed, said = WRONG[case]
-    with pytest.raises(ManifestInvalid, match=said):
-        pipeline_of(kind, tmp_path, **changed)
+    kind, changes, message = WRONG[case]
+    with pytest.raises(ManifestInvalid, match=message):
+        pipeline_of(kind, tmp_path, **changes)
 
 
 @pytest.mark.parametrize("kind", ["match", "embed", "caption", "ground-by-words"])
 def test_scores_that_are_none_are_no_answers(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
     task = pipeline.task
-    asked = [task.fields.model_validate(one.fields()) for one in questions_of(pipeline.manifest)][
-        :1
-    ]
-    outputs = task.infer(task.collate(task.tokenise([task.preprocess(one) for one in asked])))
-    broken = {
+    question = questions_of(pipeline.manifest)[0]
+    item = task.fields.model_validate(question.fields())
+    outputs = task.infer(task.collate(task.tokenise([task.preprocess(item)])))
+    bad_outputs = {
         name: np.full_like(array, np.nan) if array.dtype.kind == "f" else array
         for name, array in outputs.items()
     }
     with pytest.raises(RequestError, match=r"not finite|no caption"):
-        task.postprocess(broken, 0, asked[0])
+        task.postprocess(bad_outputs, 0, item)

@@ -33,7 +33,7 @@ def twin_of(pipeline: Pipeline, root: Path, fault: Fault) -> Pipeline:
 
 
 def answers(pipeline: Pipeline) -> list[Answer | ItemError]:
-    requests = [Request(one.fields()) for one in questions_of(pipeline.manifest)]
+    requests = [Request(question.fields()) for question in questions_of(pipeline.manifest)]
     return list(pipeline.run(requests).answers)
 
 

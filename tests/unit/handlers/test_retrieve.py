@@ -29,8 +29,8 @@ from vlserve.settings import Settings
 TEXTS = ("cat", "a red ball and a cat, dogs " * 3, "", "red dog", "a ball", "dogs dogs cat")
 LOOKS = 7
 ATOL = 2 * TOLERANCE
-FOUND = ("blip-match", "albef-match", "vilbert-match")
-of_each = pytest.mark.parametrize(("name", "format"), in_tiers((name, "onnx") for name in FOUND))
+MODELS = ("blip-match", "albef-match", "vilbert-match")
+of_each = pytest.mark.parametrize(("name", "format"), in_tiers((name, "onnx") for name in MODELS))
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,15 @@ def write_corpus(folder: Path, looks: list[Look], of: str) -> Path:
 def eager(name: str, archives: Archives, folder: Path) -> Eager:
     settings, model = Settings(project_dir=PROJECT), archives.models[name]
     folder.mkdir()
-    trained = read_trained(model.recipe, archives.checkpoint(name), None, settings)
-    return eager_of(trained, folder)
+    checkpoint = read_trained(model.recipe, archives.checkpoint(name), None, settings)
+    return eager_of(checkpoint, folder)
 
 
 Index = Callable[..., tuple[Indexed, list[Look]]]
 
 
 @pytest.fixture(scope="module")
-def indexed(archives: Archives, tmp_path_factory: pytest.TempPathFactory) -> Index:
+def index_of(archives: Archives, tmp_path_factory: pytest.TempPathFactory) -> Index:
     """Makes an index, once for the same archive, ``of`` and ``rerank``."""
 
     @cache
@@ -94,38 +94,38 @@ def make_index(
     report = archives.report(name, format)
     looks = [look_at(report.manifest, seed) for seed in range(LOOKS)]
     data = write_corpus(folder, looks, of)
-    built = build_index(
+    result = build_index(
         report.path, data, folder / "out", of=of, rerank=rerank, handlers=HANDLERS_DIR
     )
-    assert built.items == (LOOKS if of == "image" else len(TEXTS)) and not built.bad_lines
-    unpack_archive(built.path, folder / "unpacked")
+    assert result.items == (LOOKS if of == "image" else len(TEXTS)) and not result.bad_lines
+    unpack_archive(result.path, folder / "unpacked")
     network = eager(name, archives, folder / "eager")
     pairs = [[network.answer(Question((look,), text)) for text in TEXTS] for look in looks]
     scores = np.array([[pair["itm_score"] for pair in row] for row in pairs])
     has_vectors = "cosine" in pairs[0][0]
     cosines = np.array([[pair["cosine"] for pair in row] for row in pairs]) if has_vectors else None
     pipeline = open_folder(folder / "unpacked")
-    return Indexed(pipeline, verify_archive(built.path), scores, cosines), looks
+    return Indexed(pipeline, verify_archive(result.path), scores, cosines), looks
 
 
 def assert_ranked(answer: Any, expected: Mapping[str, float], count: int) -> None:
     """The best of ``expected``, best first, as far as rounding lets one tell them apart."""
     assert not isinstance(answer, ItemError), answer
     results = answer["results"]
-    assert len({found["id"] for found in results}) == len(results) == count
-    for found in results:
-        assert found["score"] == pytest.approx(expected[found["id"]], abs=ATOL)
-    scores = [found["score"] for found in results]
+    assert len({result["id"] for result in results}) == len(results) == count
+    for result in results:
+        assert result["score"] == pytest.approx(expected[result["id"]], abs=ATOL)
+    scores = [result["score"] for result in results]
     assert scores == sorted(scores, reverse=True)
     worst = min(scores)
-    left_out = [score for name, score in expected.items() if name not in {f["id"] for f in results}]
-    assert all(score <= worst + ATOL for score in left_out)
+    rest = [score for name, score in expected.items() if name not in {f["id"] for f in results}]
+    assert all(score <= worst + ATOL for score in rest)
 
 
 @pytest.mark.timeout(600)
 @of_each
-def test_texts_find_images(name: str, format: Format, indexed: Index) -> None:
-    index, _ = indexed(name, format, "image", 16)
+def test_texts_find_images(name: str, format: Format, index_of: Index) -> None:
+    index, _ = index_of(name, format, "image", 16)
     for column, text in enumerate(TEXTS):
         expected = {f"i{row}": index.scores[row, column] for row in range(LOOKS)}
         assert_ranked(index.ask(text=text, top_k=LOOKS), expected, LOOKS)
@@ -140,8 +140,8 @@ def test_texts_find_images(name: str, format: Format, indexed: Index) -> None:
 
 @pytest.mark.timeout(600)
 @of_each
-def test_images_find_texts(name: str, format: Format, indexed: Index) -> None:
-    index, looks = indexed(name, format, "text", 16)
+def test_images_find_texts(name: str, format: Format, index_of: Index) -> None:
+    index, looks = index_of(name, format, "text", 16)
     for row, look in enumerate(looks):
         expected = {f"t{column}": index.scores[row, column] for column in range(len(TEXTS))}
         answer = index.ask(**Question((look,), None).fields(), top_k=len(TEXTS))
@@ -152,17 +152,17 @@ def test_images_find_texts(name: str, format: Format, indexed: Index) -> None:
 @pytest.mark.parametrize(
     ("name", "format"), in_tiers((name, "onnx") for name in ["blip-match", "albef-match"])
 )
-def test_only_the_nearest_are_re_ranked(name: str, format: Format, indexed: Index) -> None:
-    index, looks = indexed(name, format, "image", 3)
+def test_only_the_nearest_are_re_ranked(name: str, format: Format, index_of: Index) -> None:
+    index, looks = index_of(name, format, "image", 3)
     assert index.cosines is not None
     for column, text in enumerate(TEXTS):
         nearest = np.argsort(-index.cosines[:, column])[:3]
         expected = {f"i{row}": index.scores[row, column] for row in nearest}
         answer = index.ask(text=text, top_k=3)
         assert_ranked(answer, expected, 3)
-        for found in answer["results"]:
-            cosine = index.cosines[int(found["id"][1:]), column]
-            assert found["cosine"] == pytest.approx(cosine, abs=1e-5)
+        for result in answer["results"]:
+            cosine = index.cosines[int(result["id"][1:]), column]
+            assert result["cosine"] == pytest.approx(cosine, abs=1e-5)
     itself = index.ask(**Question((looks[4],), None).fields(), top_k=1)
     assert itself["ranked_by"] == "cosine"
     assert itself["results"][0]["id"] == "i4"
@@ -171,10 +171,10 @@ def test_only_the_nearest_are_re_ranked(name: str, format: Format, indexed: Inde
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "format"), in_tiers((name, "onnx") for name in ["vilbert-match"]))
-def test_bad_queries_are_refused(name: str, format: Format, indexed: Index) -> None:
-    index, looks = indexed(name, format, "image", 16)
+def test_bad_queries_are_refused(name: str, format: Format, index_of: Index) -> None:
+    index, looks = index_of(name, format, "image", 16)
     look = Question((looks[0],), None).fields()
-    for fields, said in (
+    for fields, message in (
         ({}, "one of them"),
         ({**look, "text": "cat"}, "one of them"),
         (look, "not searched by images"),
@@ -184,23 +184,25 @@ def test_bad_queries_are_refused(name: str, format: Format, indexed: Index) -> N
         ({"text": "cat", "top_k": LOOKS + 1}, "top_k: must be from 1 to 7"),
         ({"text": "cat", "candidates": ["i0"], "top_k": 2}, "top_k: must be from 1 to 1"),
     ):
-        refused = index.ask(**fields)
-        assert isinstance(refused, ItemError) and said in refused.message, (fields, refused)
+        error = index.ask(**fields)
+        assert isinstance(error, ItemError) and message in error.message, (fields, error)
     form = {"text": b"cat", "candidates": json.dumps(["i2"]).encode(), "top_k": b"1"}
-    assert [found["id"] for found in index.ask(**form)["results"]] == ["i2"]
+    assert [result["id"] for result in index.ask(**form)["results"]] == ["i2"]
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "format"), in_tiers((name, "onnx") for name in ["blip-match"]))
-def test_a_batch_is_answered_like_each_alone(name: str, format: Format, indexed: Index) -> None:
-    index, looks = indexed(name, format, "image", 3)
-    asked: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
-    asked += [Question((look,), None).fields() for look in looks[:2]]
-    asked[2]["candidates"] = ["i3", "i1"]
-    together = index.pipeline.run([Request(fields) for fields in [*asked, {}]]).answers
-    assert isinstance(together[-1], ItemError)
-    for fields, answer in zip(asked, together, strict=False):
+def test_a_batch_is_answered_like_each_alone(name: str, format: Format, index_of: Index) -> None:
+    index, looks = index_of(name, format, "image", 3)
+    requests: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
+    requests += [Question((look,), None).fields() for look in looks[:2]]
+    requests[2]["candidates"] = ["i3", "i1"]
+    answers = index.pipeline.run([Request(fields) for fields in [*requests, {}]]).answers
+    assert isinstance(answers[-1], ItemError)
+    for fields, answer in zip(requests, answers, strict=False):
         alone = index.ask(**fields)
         assert isinstance(answer, dict)
-        assert [one["id"] for one in answer["results"]] == [one["id"] for one in alone["results"]]
+        assert [result["id"] for result in answer["results"]] == [
+            result["id"] for result in alone["results"]
+        ]
         index.pipeline.task.answer.model_validate(answer)

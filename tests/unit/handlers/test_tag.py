@@ -31,8 +31,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 def answer(pipeline: Pipeline, logits: Any, multi_label: bool = False, **fields: Any) -> Answer:
     manifest = pipeline.manifest.model_copy(update={"multi_label": multi_label})
     task: Task[Any] = type(pipeline.task)(manifest, pipeline.task.root, {})
-    asked = task.fields.model_validate({"image": b"", "text": "", **fields})
-    return task.postprocess({"logits": np.array([logits], np.float32)}, 0, asked)
+    request = task.fields.model_validate({"image": b"", "text": "", **fields})
+    return task.postprocess({"logits": np.array([logits], np.float32)}, 0, request)
 
 
 def tags(answer: Answer) -> list[str]:
@@ -40,10 +40,10 @@ def tags(answer: Answer) -> list[str]:
 
 
 def test_best_first_and_five_by_default(pipeline: Pipeline) -> None:
-    got = answer(pipeline, [0, 5, 1, 4, 2, 3])
-    assert tags(got) == ["b", "d", "f", "e", "c"]
+    reply = answer(pipeline, [0, 5, 1, 4, 2, 3])
+    assert tags(reply) == ["b", "d", "f", "e", "c"]
     expected = np.exp([5, 4, 3, 2, 1]) / np.exp(range(6)).sum()
-    np.testing.assert_allclose([entry["score"] for entry in got["tags"]], expected, rtol=1e-6)
+    np.testing.assert_allclose([entry["score"] for entry in reply["tags"]], expected, rtol=1e-6)
 
 
 def test_ties_keep_the_order_of_the_labels(pipeline: Pipeline) -> None:
@@ -51,8 +51,8 @@ def test_ties_keep_the_order_of_the_labels(pipeline: Pipeline) -> None:
 
 
 def test_one_sigmoid_a_label_when_multi_label(pipeline: Pipeline) -> None:
-    got = answer(pipeline, [-800, 800, 0, 1, -1, 2], multi_label=True, top_k=6)
-    scores = {entry["tag"]: entry["score"] for entry in got["tags"]}
+    reply = answer(pipeline, [-800, 800, 0, 1, -1, 2], multi_label=True, top_k=6)
+    scores = {entry["tag"]: entry["score"] for entry in reply["tags"]}
     expected = {"b": 1, "f": 0.880797, "d": 0.731059, "c": 0.5, "e": 0.268941, "a": 0}
     assert list(scores) == list(expected)
     assert scores == pytest.approx(expected, abs=1e-6)
@@ -67,9 +67,9 @@ LOGITS = npst.arrays(
 def test_scores_are_probabilities_whatever_the_logits(
     pipeline: Pipeline, logits: Any, multi_label: bool, top_k: int
 ) -> None:
-    got = answer(pipeline, logits, multi_label, top_k=top_k)["tags"]
-    scores = [entry["score"] for entry in got]
-    assert len(got) == top_k
+    entries = answer(pipeline, logits, multi_label, top_k=top_k)["tags"]
+    scores = [entry["score"] for entry in entries]
+    assert len(entries) == top_k
     assert all(0 <= score <= 1 for score in scores)
     assert scores == sorted(scores, reverse=True)
     assert multi_label or top_k < 6 or sum(scores) == pytest.approx(1)
@@ -77,58 +77,59 @@ def test_scores_are_probabilities_whatever_the_logits(
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_scores_that_are_none(pipeline: Pipeline, bad: float) -> None:
-    with pytest.raises(RequestError, match="not finite") as caught:
+    with pytest.raises(RequestError, match="not finite") as error:
         answer(pipeline, [0, bad, 0, 0, 0, 0])
-    assert caught.value.code is ErrorCode.INFERENCE_FAILED
+    assert error.value.code is ErrorCode.INFERENCE_FAILED
 
 
 @pytest.mark.parametrize("top_k", [1, 6, b"1", b"6", None])
 def test_top_k_up_to_the_labels(pipeline: Pipeline, top_k: Any) -> None:
     fields = pipeline.manifest.probes[0].fields
-    (got,) = pipeline.run([Request({**fields, "top_k": top_k})]).answers
-    assert isinstance(got, dict)
-    assert len(got["tags"]) == int(top_k or 5)
+    (reply,) = pipeline.run([Request({**fields, "top_k": top_k})]).answers
+    assert isinstance(reply, dict)
+    assert len(reply["tags"]) == int(top_k or 5)
 
 
 @pytest.mark.parametrize("top_k", [0, 7, -1, b"0", b"7", b"many", "3", 2.5, True])
 def test_top_k_beyond(pipeline: Pipeline, top_k: Any) -> None:
     fields = pipeline.manifest.probes[0].fields
-    (got,) = pipeline.run([Request({**fields, "top_k": top_k})]).answers
-    assert isinstance(got, ItemError)
-    assert got.code is ErrorCode.FIELD_INVALID
-    assert "top_k" in got.message
+    (reply,) = pipeline.run([Request({**fields, "top_k": top_k})]).answers
+    assert isinstance(reply, ItemError)
+    assert reply.code is ErrorCode.FIELD_INVALID
+    assert "top_k" in reply.message
 
 
 def test_an_empty_title_is_a_title(pipeline: Pipeline) -> None:
     fields = pipeline.manifest.probes[0].fields
     for text in ("", b""):
-        (got,) = pipeline.run([Request({**fields, "text": text})]).answers
-        assert isinstance(got, dict)
+        (reply,) = pipeline.run([Request({**fields, "text": text})]).answers
+        assert isinstance(reply, dict)
 
 
 def test_only_inputs_that_the_graph_lists(pipeline: Pipeline) -> None:
     graph = pipeline.manifest.graphs["model"]
     image_alone = graph.model_copy(update={"inputs": graph.inputs[:1]})
     manifest = pipeline.manifest.model_copy(update={"graphs": {"model": image_alone}})
-    seen: list[set[str]] = []
+    calls: list[set[str]] = []
 
-    class Watching:
+    class Recorder:
         def run(self, inputs: Arrays) -> Arrays:
-            seen.append(set(inputs))
+            calls.append(set(inputs))
             return {}
 
-    task: Task[Any] = type(pipeline.task)(manifest, pipeline.task.root, {"model": Watching()})
-    asked = task.fields.model_validate(pipeline.manifest.probes[0].fields)
-    task.infer(task.collate(task.tokenise([task.preprocess(asked)])))
-    assert seen == [{"image"}]
+    task: Task[Any] = type(pipeline.task)(manifest, pipeline.task.root, {"model": Recorder()})
+    request = task.fields.model_validate(pipeline.manifest.probes[0].fields)
+    task.infer(task.collate(task.tokenise([task.preprocess(request)])))
+    assert calls == [{"image"}]
 
 
 @pytest.mark.parametrize(
-    ("missing", "named"), [("image", "image or regions"), ("text", "text"), ("labels", "labels")]
+    ("field", "requirement"),
+    [("image", "image or regions"), ("text", "text"), ("labels", "labels")],
 )
-def test_a_manifest_that_cannot_tag(pipeline: Pipeline, missing: str, named: str) -> None:
-    manifest = pipeline.manifest.model_copy(update={missing: () if missing == "labels" else None})
-    with pytest.raises(ManifestInvalid, match=f"tag needs {named} in the manifest"):
+def test_a_manifest_that_cannot_tag(pipeline: Pipeline, field: str, requirement: str) -> None:
+    manifest = pipeline.manifest.model_copy(update={field: () if field == "labels" else None})
+    with pytest.raises(ManifestInvalid, match=f"tag needs {requirement} in the manifest"):
         type(pipeline.task)(manifest, pipeline.task.root, {})
 
 

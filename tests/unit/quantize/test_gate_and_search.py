@@ -19,12 +19,12 @@ from vlserve.runtime.manifest import Graph, TensorSpec
 from vlserve.runtime.types import Backend
 
 
-def verdict(agreed: int, answers: int, int8: float, fp32: float = 0.5) -> Verdict:
-    return Verdict(agreed, answers, "accuracy", answers, fp32, int8)
+def verdict(agreements: int, answers: int, int8: float, fp32: float = 0.5) -> Verdict:
+    return Verdict(agreements, answers, "accuracy", answers, fp32, int8)
 
 
 @pytest.mark.parametrize(
-    ("given", "passes"),
+    ("outcome", "passes"),
     [
         (verdict(1000, 1000, 0.5), True),
         (verdict(990, 1000, 0.495), True),
@@ -37,15 +37,15 @@ def verdict(agreed: int, answers: int, int8: float, fp32: float = 0.5) -> Verdic
     ],
 )
 def test_one_in_a_hundred_may_differ_and_half_a_point_be_lost_or_one_item(
-    given: Verdict, passes: bool
+    outcome: Verdict, passes: bool
 ) -> None:
-    assert given.passed == passes
+    assert outcome.passed == passes
 
 
 def test_captions_agree_when_they_are_the_same_to_their_end() -> None:
-    said = FIRST["caption"]
-    assert said({"caption": "a dog", "log_prob": -1.0}) == said({"caption": "a dog"})
-    assert said({"caption": "a dog"}) != said({"caption": "a cat"})
+    first = FIRST["caption"]
+    assert first({"caption": "a dog", "log_prob": -1.0}) == first({"caption": "a dog"})
+    assert first({"caption": "a dog"}) != first({"caption": "a cat"})
 
 
 def test_the_gate_asks_about_items_that_did_not_calibrate(tmp_path: Path) -> None:
@@ -54,10 +54,10 @@ def test_the_gate_asks_about_items_that_did_not_calibrate(tmp_path: Path) -> Non
         "".join(f'{{"id": "{n}", "img": "a/{n}.jpg"}}\n' for n in range(300)), encoding="utf-8"
     )
     parts = read_parts(file)
-    calibrated = {line["id"] for line in parts.calibrated}
-    assert len(calibrated) == 64 and len(parts.gated) == 236 and parts.held_out
-    assert calibrated.isdisjoint(line["id"] for line in parts.gated)
-    assert max(int(one) for one in calibrated) > 280  # of the whole file
+    calibration_ids = {line["id"] for line in parts.calibrated}
+    assert len(calibration_ids) == 64 and len(parts.gated) == 236 and parts.held_out
+    assert calibration_ids.isdisjoint(line["id"] for line in parts.gated)
+    assert max(int(item_id) for item_id in calibration_ids) > 280  # of the whole file
     assert parts.gated[0]["img"] == str(tmp_path / "a" / "1.jpg")
 
 
@@ -98,7 +98,7 @@ def chain(tmp_path: Path) -> GraphVariants:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "chain.onnx")
-    listed = Graph(
+    graph_spec = Graph(
         file="chain.onnx",
         format="onnx",
         inputs=(TensorSpec(name="input", dtype="float32", dims=("batch", 16)),),
@@ -106,7 +106,7 @@ def chain(tmp_path: Path) -> GraphVariants:
     )
     batches = tuple({"input": random.standard_normal((8, 16)).astype(np.float32)} for _ in "ab")
     (tmp_path / "made").mkdir()
-    return GraphVariants("model", listed, tmp_path, Feeds(batches, (), 2), tmp_path / "made")
+    return GraphVariants("model", graph_spec, tmp_path, Feeds(batches, (), 2), tmp_path / "made")
 
 
 def in_order(graph: Graph, files: Sequence[Path], feeds: Feeds) -> list[float]:
@@ -118,7 +118,7 @@ def opened(chain: GraphVariants, file: Path) -> Backend:
 
 
 def test_the_guilty_node_stands_first(chain: GraphVariants) -> None:
-    guilty = max(chain.guilt("dynamic"), key=lambda one: one.error)
+    guilty = max(chain.guilt("dynamic"), key=lambda group: group.error)
     assert [node.name.partition("_")[0] for node in guilty.nodes] == ["product1"]
 
 
@@ -128,22 +128,22 @@ def test_the_guilty_node_is_left_in_float(chain: GraphVariants) -> None:
     inputs = chain.feeds.batches[0]
     expected = opened(chain, chain.source).run(inputs)
 
-    def judge(chosen: Mapping[str, Variant]) -> Verdict:
-        got = opened(chain, chosen["model"].file).run(inputs)
-        return verdict(100 if distance(got, expected) < 0.05 else 50, 100, 0.5)
+    def judge(variants: Mapping[str, Variant]) -> Verdict:
+        outputs = opened(chain, variants["model"].file).run(inputs)
+        return verdict(100 if distance(outputs, expected) < 0.05 else 50, 100, 0.5)
 
-    found = search(
+    result = search(
         {"model": chain}, {"model": 1.0}, {"model": [dynamic]}, judge, in_order, lambda line: None
     )
-    assert found.verdict.passed and found.plans_asked == 2
-    assert [name.partition("_")[0] for name in found.chosen["model"].excluded] == ["product1"]
+    assert result.verdict.passed and result.plans_asked == 2
+    assert [name.partition("_")[0] for name in result.chosen["model"].excluded] == ["product1"]
 
 
 def test_what_is_hardly_faster_all_together_is_not_asked(chain: GraphVariants) -> None:
     dynamic = chain.without("dynamic", frozenset(), in_order)
     assert dynamic is not None and dynamic.faster == 2.0
 
-    def judge(chosen: Mapping[str, Variant]) -> Verdict:
+    def judge(variants: Mapping[str, Variant]) -> Verdict:
         raise AssertionError("it was asked")
 
     graphs, candidates = {"model": chain, "large": chain}, {"model": [dynamic], "large": []}
@@ -154,13 +154,13 @@ def test_what_is_hardly_faster_all_together_is_not_asked(chain: GraphVariants) -
 
 
 def test_a_gate_that_nothing_passes_refuses_with_the_worst_nodes(chain: GraphVariants) -> None:
-    asked: list[frozenset[str]] = []
+    plans: list[frozenset[str]] = []
 
-    def judge(chosen: Mapping[str, Variant]) -> Verdict:
-        asked.append(chosen["model"].excluded)
-        return verdict(60 + len(asked), 100, 0.5)
+    def judge(variants: Mapping[str, Variant]) -> Verdict:
+        plans.append(variants["model"].excluded)
+        return verdict(60 + len(plans), 100, 0.5)
 
-    with pytest.raises(ExportError) as refused:
+    with pytest.raises(ExportError) as error:
         search(
             {"model": chain},
             {"model": 1.0},
@@ -169,9 +169,9 @@ def test_a_gate_that_nothing_passes_refuses_with_the_worst_nodes(chain: GraphVar
             in_order,
             lambda line: None,
         )
-    said = str(refused.value)
-    assert f"at best {60 + len(asked)} of 100 first answers agree" in said
-    header, worst = said.partition("The worst nodes:\n")[2].splitlines()[:2]
+    message = str(error.value)
+    assert f"at best {60 + len(plans)} of 100 first answers agree" in message
+    header, worst = message.partition("The worst nodes:\n")[2].splitlines()[:2]
     assert header == "error alone  graph  nodes"
     assert "model  product1" in worst and worst.endswith("(MatMul)")
-    assert asked[0] == frozenset() and len(set(asked)) > 2
+    assert plans[0] == frozenset() and len(set(plans)) > 2

@@ -39,12 +39,12 @@ def fp32_fastest(graph: Graph, files: Sequence[Path], feeds: Feeds) -> list[floa
 
 def covers(folder: Path, labels: Sequence[str]) -> Path:
     """Drawn covers, labelled as this model's labels go round."""
-    drawn = write_demo_data(folder, items=ITEMS + 20).train
-    lines = [json.loads(line) for line in drawn.read_text(encoding="utf-8").splitlines()]
+    file = write_demo_data(folder, items=ITEMS + 20).train
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     for place, line in enumerate(lines):
         line["label"] = labels[place % len(labels)]
-    drawn.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return drawn
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
 
 
 def questions(folder: Path, dim: int, answers: Sequence[str]) -> Path:
@@ -81,15 +81,16 @@ def int8_tagger(
 
 def test_the_manifest_says_how_it_was_made(int8_tagger: Int8Report, data: Path) -> None:
     manifest = verify_archive(int8_tagger.path)
-    said = manifest.quantization
-    assert manifest.precision == "int8" and said is not None
-    assert said.graphs["model"].method == "static"
-    assert said.calibration_sha256 == file_sha256(data)
+    quantization = manifest.quantization
+    assert manifest.precision == "int8" and quantization is not None
+    assert quantization.graphs["model"].method == "static"
+    assert quantization.calibration_sha256 == file_sha256(data)
     parts = read_parts(data)
-    assert (said.calibrated, said.gated) == (len(parts.calibrated), len(parts.gated))
-    assert said.held_out and said.agreement >= 1 - 1 / said.gated
+    counts = (quantization.calibrated, quantization.gated)
+    assert counts == (len(parts.calibrated), len(parts.gated))
+    assert quantization.held_out and quantization.agreement >= 1 - 1 / quantization.gated
     assert int8_tagger.verdict.passed
-    assert said.plans_asked == 1 and said.vnni == has_vnni()
+    assert quantization.plans_asked == 1 and quantization.vnni == has_vnni()
 
 
 def test_its_convolutions_are_int8_with_a_scale_a_channel(
@@ -120,15 +121,15 @@ def int8_answers(
     archives: Archives, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Int8Report, Path]:
     """Of visualbert, dynamic; and the file of its items."""
-    made = archives.report("visualbert-answer", "onnx")
-    assert made.manifest.regions is not None
+    report = archives.report("visualbert-answer", "onnx")
+    assert report.manifest.regions is not None
     folder = tmp_path_factory.mktemp("questions")
-    file = questions(folder, made.manifest.regions.dim, made.manifest.labels)
+    file = questions(folder, report.manifest.regions.dim, report.manifest.labels)
 
     def dynamic_first(graph: Graph, files: Sequence[Path], feeds: Feeds) -> list[float]:
         return [10.0, *range(5 + len(files) - 1, 5, -1)]
 
-    return quantise_archive(made.path, file, folder / "out", clock=dynamic_first), file
+    return quantise_archive(report.path, file, folder / "out", clock=dynamic_first), file
 
 
 @pytest.mark.long
@@ -161,7 +162,7 @@ def test_padding_and_neighbours_change_an_answer_by_roundings_alone(
 
 def _logits(answer: Any) -> Any:
     """Up to a number that all have alike."""
-    scores = {one["answer"]: one["score"] for one in answer["answers"]}
+    scores = {entry["answer"]: entry["score"] for entry in answer["answers"]}
     logs = np.log([scores[name] for name in sorted(scores)])
     return logs - logs.mean()
 
@@ -212,6 +213,6 @@ def test_items_that_the_archive_cannot_answer_are_refused(
 
 
 def test_torchscript_is_refused(archives: Archives, data: Path, tmp_path: Path) -> None:
-    traced = archives.report("resnet-gru-tag", "torchscript")
+    report = archives.report("resnet-gru-tag", "torchscript")
     with pytest.raises(ExportError, match="int8 is made of ONNX graphs: export model as onnx"):
-        quantise_archive(traced.path, data, tmp_path / "out")
+        quantise_archive(report.path, data, tmp_path / "out")

@@ -28,8 +28,8 @@ def test_it_is_exported_and_answers_like_its_network(converter: Converter, tmp_p
     unpack_archive(report.path, tmp_path / "unpacked")
     pipeline = open_folder(tmp_path / "unpacked")
     image = drawn_image(1)
-    asked = [Request({"image": image, "text": title, "top_k": 3}) for title in TITLES]
-    answers = pipeline.run(asked).answers
+    requests = [Request({"image": image, "text": title, "top_k": 3}) for title in TITLES]
+    answers = pipeline.run(requests).answers
 
     recipe, checkpoint = tmp_path / f"{NAME}.py", tmp_path / f"{NAME}.pth"
     settings = Settings(project_dir=PROJECT)
@@ -43,8 +43,8 @@ def test_it_is_exported_and_answers_like_its_network(converter: Converter, tmp_p
             shares = network(pixels, ids, torch.ones_like(ids))[0].softmax(0)
         expected = dict(zip(report.manifest.labels, shares.tolist(), strict=True))
         assert isinstance(answer, dict)
-        got = {one["tag"]: one["score"] for one in answer["tags"]}
-        assert list(got) == sorted(expected, key=lambda label: -expected[label])
+        scores = {tag["tag"]: tag["score"] for tag in answer["tags"]}
+        assert list(scores) == sorted(expected, key=lambda label: -expected[label])
         np.testing.assert_allclose(
-            [got[label] for label in expected], list(expected.values()), atol=1e-5
+            [scores[label] for label in expected], list(expected.values()), atol=1e-5
         )

@@ -34,13 +34,13 @@ BERT = VISION | {
     "first_cross_layer": 1,
     "memory_hidden": 16,
 }
-SAID: dict[str, Any] = {
+FIELDS: dict[str, Any] = {
     "vocabulary": WORDS,
     "max_length": 12,
     "vision_heads": 2,
     "text_heads": 2,
 }
-CONFIG = SAID | {"image": {"height": 16, "width": 24}, "vision": VISION | {"patch": 8}}
+CONFIG = FIELDS | {"image": {"height": 16, "width": 24}, "vision": VISION | {"patch": 8}}
 TASKS: dict[str, dict[str, Any]] = {
     "match": {"encoder": BERT, "embedding": 6},
     "embed": {"encoder": BERT, "embedding": 6},
@@ -60,7 +60,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "grad_cam_layer": 0,
     },
 }
-EXPORTED = {
+GRAPHS = {
     "match": ("image", "text", "fusion"),
     "answer": ("encoder", "step", "score"),
     "reason": ("model",),
@@ -81,7 +81,7 @@ def exports() -> Exports:
     return Exports({name: of_task(name) for name in TASKS})
 
 
-@graph_cases(EXPORTED)
+@graph_cases(GRAPHS)
 def test_a_graph_answers_like_the_network(
     task: str, graph: str, format: Format, exports: Exports
 ) -> None:
@@ -95,36 +95,36 @@ def test_the_graphs_of_every_task_are_exported(exports: Exports) -> None:
         for task, model in exports.models.items()
         for name, plan in model.plans.items()
     }
-    proved = {shapes[task, name] for task, names in EXPORTED.items() for name in names}
-    assert set(shapes.values()) == proved
+    coverage = {shapes[task, name] for task, names in GRAPHS.items() for name in names}
+    assert set(shapes.values()) == coverage
 
 
 def test_answers_rank_alike_over_exported_graphs(exports: Exports, tmp_path: Path) -> None:
     model, sizes = exports.models["answer"], {"batch": 3, "text": 7}
     inputs = model.recipe.example("encoder", model.config, sizes, seed=5)
-    given = {name: tensor.numpy() for name, tensor in inputs.items()}
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     (tmp_path / "assets").mkdir()
-    served = RECIPE.serve(model.config, tmp_path / "assets")
+    interface = RECIPE.serve(model.config, tmp_path / "assets")
     answer_ids = np.array(
-        json.loads((tmp_path / served.options["answer_ids"]).read_text(encoding="utf-8"))
+        json.loads((tmp_path / interface.options["answer_ids"]).read_text(encoding="utf-8"))
     )
     assert answer_ids.tolist() == [[2, 8, 3, 0, 0], [2, 5, 6, 7, 3], [2, 9, 10, 3, 0]]
-    rules = Ranking(served.options["candidates"], served.options["first_word_twice"])
+    rules = Ranking(interface.options["candidates"], interface.options["first_word_twice"])
 
     def rank(graphs: Mapping[str, Backend]) -> RankedAnswers:
-        memory = graphs["encoder"].run(given)
+        memory = graphs["encoder"].run(arrays)
         step = CachedStep(graphs["step"], model.plans["step"].inputs, memory)
 
         def score(ids: Ids) -> NDArray[Any]:
             return graphs["score"].run({"answer_ids": ids, **memory})["log_prob"]
 
-        return rank_answers(step, score, answer_ids, len(given["image"]), rules)
+        return rank_answers(step, score, answer_ids, len(arrays["image"]), rules)
 
     eager = rank({name: EagerBackend(plan) for name, plan in model.plans.items()})
-    exported = rank({name: exports.graph("answer", name, "torchscript") for name in model.plans})
-    np.testing.assert_array_equal(eager.answers, exported.answers)
-    np.testing.assert_array_equal(eager.best(), exported.best())
-    np.testing.assert_allclose(eager.probability, exported.probability, atol=1e-5)
+    ranking = rank({name: exports.graph("answer", name, "torchscript") for name in model.plans})
+    np.testing.assert_array_equal(eager.answers, ranking.answers)
+    np.testing.assert_array_equal(eager.best(), ranking.best())
+    np.testing.assert_allclose(eager.probability, ranking.probability, atol=1e-5)
     np.testing.assert_allclose(eager.probability.sum(axis=1), 1)
 
 
@@ -137,8 +137,8 @@ def test_a_heat_map_does_not_depend_on_padding_or_neighbours() -> None:
     for item, length in enumerate(inputs["text_mask"].sum(dim=1).tolist()):
         alone = {name: x[item : item + 1].numpy() for name, x in inputs.items()}
         alone |= {name: alone[name][:, :length] for name in ("text_ids", "text_mask")}
-        got = backend.run(alone)["word_maps"][0]
-        np.testing.assert_allclose(got, together["word_maps"][item, :length], atol=1e-6)
+        maps = backend.run(alone)["word_maps"][0]
+        np.testing.assert_allclose(maps, together["word_maps"][item, :length], atol=1e-6)
         assert not together["word_maps"][item, length:].any()
 
 
@@ -149,11 +149,13 @@ def with_what_is_ignored(state: State) -> State:
 
 
 def of_pretraining(state: State) -> State:
-    renamed = {name.replace("text_encoder.", "text_encoder.bert."): x for name, x in state.items()}
-    return renamed | {"text_encoder.cls.predictions.bias": torch.rand(len(WORDS))}
+    new_state = {
+        name.replace("text_encoder.", "text_encoder.bert."): x for name, x in state.items()
+    }
+    return new_state | {"text_encoder.cls.predictions.bias": torch.rand(len(WORDS))}
 
 
-FOUND: dict[str, tuple[str, Callable[[State], State]]] = {
+LAYOUTS: dict[str, tuple[str, Callable[[State], State]]] = {
     "retrieval": ("match", with_what_is_ignored),
     "pretraining": ("match", of_pretraining),
     "vqa": ("answer", with_what_is_ignored),
@@ -162,17 +164,17 @@ FOUND: dict[str, tuple[str, Callable[[State], State]]] = {
 }
 
 
-@pytest.mark.parametrize("found", FOUND)
-def test_every_kind_of_checkpoint_is_the_same_network(found: str) -> None:
-    task, change = FOUND[found]
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_kind_of_checkpoint_is_the_same_network(layout: str) -> None:
+    task, change = LAYOUTS[layout]
     state = of_task(task, image={"height": 16, "width": 16}).network.state_dict()
-    read = change({name: tensor.clone() for name, tensor in state.items()})
-    config = RECIPE.complete_config(SAID, read, Path())
+    checkpoint = change({name: tensor.clone() for name, tensor in state.items()})
+    config = RECIPE.complete_config(FIELDS, checkpoint, Path())
     assert config["task"] == task
-    loaded = load_network(RECIPE, read, config).state_dict()
-    assert loaded.keys() == state.keys()
+    network_state = load_network(RECIPE, checkpoint, config).state_dict()
+    assert network_state.keys() == state.keys()
     for name, tensor in state.items():
-        assert torch.equal(loaded[name], tensor), name
+        assert torch.equal(network_state[name], tensor), name
 
 
 TYPES = "text_encoder.embeddings.token_type_embeddings.weight"
@@ -197,18 +199,18 @@ def test_what_is_no_albef_checkpoint_is_refused_with_the_reason(
     state = dict(of_task("match", image={"height": 16, "width": 16}).network.state_dict())
     change(state)
     with pytest.raises(CheckpointMismatch, match=f"not a albef checkpoint: {reason}"):
-        load_network(RECIPE, state, RECIPE.complete_config(SAID, state, Path()))
+        load_network(RECIPE, state, RECIPE.complete_config(FIELDS, state, Path()))
 
 
 def test_a_config_that_cannot_work_says_why() -> None:
     state = of_task("match", image={"height": 16, "width": 16}).network.state_dict()
-    for said, reason in (
+    for changes, reason in (
         ({"task": "ground"}, "grad_cam_layer must be from 1 to 1"),
         ({"task": "ground", "grad_cam": "itc", "grad_cam_layer": 1}, "must be from 0 to 0"),
         ({"task": "caption"}, "task caption: albef has match, embed, ground"),
     ):
         with pytest.raises(ExportError, match=reason):
-            RECIPE.complete_config(SAID | said, state, Path())
+            RECIPE.complete_config(FIELDS | changes, state, Path())
 
 
 def test_there_is_nothing_to_answer_with_without_answers(tmp_path: Path) -> None:
@@ -220,16 +222,17 @@ def test_what_a_task_is_told(tmp_path: Path) -> None:
     labels = {task: RECIPE.serve(of_task(task).config, tmp_path).labels for task in TASKS}
     assert labels["reason"] == ("false", "true")
     assert labels["entail"] == ("contradiction", "neutral", "entailment")
-    served = RECIPE.serve(of_task("match").config, tmp_path)
-    assert served.text is not None and served.options == {"retrieval_score": "match_logit"}
+    interface = RECIPE.serve(of_task("match").config, tmp_path)
+    assert interface.text is not None and interface.options == {"retrieval_score": "match_logit"}
     (tmp_path / "assets").mkdir()
     RECIPE.serve(of_task("match").config, tmp_path / "assets")
-    assert load_tokenizer(served.text, tmp_path).ids("Red-balls, red!").tolist() == [2, 6, 7, 10, 6]
+    ids = load_tokenizer(interface.text, tmp_path).ids("Red-balls, red!")
+    assert ids.tolist() == [2, 6, 7, 10, 6]
 
 
 LONG = " ".join(["a", "cats", "reds", "balls", "dogs", "ball"] * 12)
 """72 words, of which four in six have two pieces."""
-CUT: dict[str, tuple[int, int | None]] = {
+LIMITS: dict[str, tuple[int, int | None]] = {
     "match": (30, 30),
     "embed": (30, 30),
     "ground": (30, None),
@@ -241,17 +244,17 @@ CUT: dict[str, tuple[int, int | None]] = {
 for where that stands."""
 
 
-def text_input(task: str, folder: Path, **said: Any) -> tuple[Tokenizer, TextInput]:
+def text_input(task: str, folder: Path, **options: Any) -> tuple[Tokenizer, TextInput]:
     """As an archive of the task turns texts into ids, whose checkpoint has 100 positions."""
     sizes = {
         part: {**value, "positions": 100} if part in ("encoder", "decoder") else value
         for part, value in TASKS[task].items()
     }
     model = tiny(RECIPE, CONFIG | {"task": task} | sizes | {"image": {"height": 16, "width": 16}})
-    known = {name: value for name, value in SAID.items() if name != "max_length"}
-    known |= {name: sizes[name] for name in ("answers", "grad_cam_layer") if name in sizes}
+    fields = {name: value for name, value in FIELDS.items() if name != "max_length"}
+    fields |= {name: sizes[name] for name in ("answers", "grad_cam_layer") if name in sizes}
     config = RECIPE.complete_config(
-        known | {"task": task} | said, model.network.state_dict(), folder
+        fields | {"task": task} | options, model.network.state_dict(), folder
     )
     (folder / "assets").mkdir()
     text = RECIPE.serve(config, folder / "assets").text
@@ -269,31 +272,31 @@ def original_ids(text: str, words: int, tokens: int | None, folder: Path) -> lis
     return [int(i) for i in bert.convert_tokens_to_ids(["[CLS]", *pieces])][:tokens]
 
 
-@pytest.mark.parametrize("task", CUT)
+@pytest.mark.parametrize("task", LIMITS)
 def test_long_texts_are_cut_as_in_the_originals_evaluation(task: str, tmp_path: Path) -> None:
     tokenizer, _ = text_input(task, tmp_path)
-    words, tokens = CUT[task]
+    words, tokens = LIMITS[task]
     for text in (LONG, "Cats, " * 40 + "a red ball!", " ".join(["red-ball"] * 40), "a cat"):
         kind: Kind = "question" if task == "answer" else "caption"
-        cleaned = cleaning("albef", kind).normalize_str(text)
-        expected = original_ids(cleaned, words, tokens, tmp_path)
+        clean_text = cleaning("albef", kind).normalize_str(text)
+        expected = original_ids(clean_text, words, tokens, tmp_path)
         assert tokenizer.ids(text).tolist() == expected
     assert len(tokenizer.ids(LONG)) == (tokens or {30: 51, 50: 84}[words])
 
 
-@pytest.mark.parametrize("task", CUT)
+@pytest.mark.parametrize("task", LIMITS)
 def test_what_passes_the_positions_is_refused_where_tokens_stay_whole(
     task: str, tmp_path: Path
 ) -> None:
     tokenizer, _ = text_input(task, tmp_path)
     just, over = "红" * 99, "红" * 100  # one word, and a token each
-    assert len(tokenizer.ids(just)) == (CUT[task][1] or 100)
-    if CUT[task][1]:
-        assert len(tokenizer.ids(over)) == CUT[task][1]
+    assert len(tokenizer.ids(just)) == (LIMITS[task][1] or 100)
+    if LIMITS[task][1]:
+        assert len(tokenizer.ids(over)) == LIMITS[task][1]
         return
-    with pytest.raises(RequestError, match="text has more than 100 tokens") as caught:
+    with pytest.raises(RequestError, match="text has more than 100 tokens") as error:
         tokenizer.rows(["a cat", over])
-    assert caught.value.code is ErrorCode.TEXT_TOO_LONG
+    assert error.value.code is ErrorCode.TEXT_TOO_LONG
 
 
 def test_a_config_may_cut_as_before(tmp_path: Path) -> None:

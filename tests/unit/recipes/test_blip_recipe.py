@@ -32,20 +32,20 @@ BERT = VISION | {
     "first_cross_layer": 0,
     "memory_hidden": 16,
 }
-SAID: dict[str, Any] = {
+FIELDS: dict[str, Any] = {
     "vocabulary": WORDS,
     "max_length": 12,
     "vision_heads": 2,
     "text_heads": 2,
 }
-CONFIG = SAID | {"image": {"height": 16, "width": 24}, "vision": VISION | {"patch": 8}}
+CONFIG = FIELDS | {"image": {"height": 16, "width": 24}, "vision": VISION | {"patch": 8}}
 TASKS: dict[str, dict[str, Any]] = {
     "match": {"encoder": BERT, "embedding": 6},
     "embed": {"encoder": BERT, "embedding": 6},
     "answer": {"encoder": BERT, "decoder": BERT, "answers": ["cat", "a dog", "dogs"]},
     "caption": {"decoder": BERT},
 }
-EXPORTED = {
+GRAPHS = {
     "match": ("image", "text", "fusion"),
     "answer": ("encoder", "score"),
     "caption": ("encoder", "step"),
@@ -66,7 +66,7 @@ def exports() -> Exports:
     return Exports(models)
 
 
-@graph_cases(EXPORTED)
+@graph_cases(GRAPHS)
 def test_a_graph_answers_like_the_network(
     task: str, graph: str, format: Format, exports: Exports
 ) -> None:
@@ -79,8 +79,8 @@ def test_the_graphs_of_every_task_are_exported(exports: Exports) -> None:
         for task, model in exports.models.items()
         for name, plan in model.plans.items()
     }
-    proved = {shapes[task, name] for task, names in EXPORTED.items() for name in names}
-    assert set(shapes.values()) == proved
+    coverage = {shapes[task, name] for task, names in GRAPHS.items() for name in names}
+    assert set(shapes.values()) == coverage
 
 
 def test_captions_are_the_same_over_exported_graphs(exports: Exports) -> None:
@@ -96,10 +96,10 @@ def test_captions_are_the_same_over_exported_graphs(exports: Exports) -> None:
 
     eager = write(*(EagerBackend(model.plans[graph]) for graph in ("encoder", "step")))
     graphs = (exports.graph("caption", name, "torchscript") for name in ("encoder", "step"))
-    served = write(*graphs)
-    for one, other in zip(chain(*eager), chain(*served), strict=True):
-        np.testing.assert_array_equal(one.token_ids, other.token_ids)
-        np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
+    captions = write(*graphs)
+    for hypothesis, other in zip(chain(*eager), chain(*captions), strict=True):
+        np.testing.assert_array_equal(hypothesis.token_ids, other.token_ids)
+        np.testing.assert_allclose(hypothesis.log_probs, other.log_probs, atol=1e-5)
     assert len({len(text.token_ids) for texts in eager for text in texts}) > 1
 
 
@@ -115,12 +115,12 @@ def to_transformers(state: State) -> State:
         ".norm1.": ".layer_norm1.",
         ".norm2.": ".layer_norm2.",
     }
-    renamed = {}
+    new_state = {}
     for name, tensor in state.items():
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
-        renamed[name] = tensor
-    return renamed
+        new_state[name] = tensor
+    return new_state
 
 
 def with_what_is_ignored(state: State) -> State:
@@ -137,7 +137,7 @@ def with_second_names(state: State) -> State:
     return state | {f"{head}decoder.weight": words.clone(), f"{head}decoder.bias": bias.clone()}
 
 
-FOUND: dict[str, tuple[str, Callable[[State], State]]] = {
+LAYOUTS: dict[str, tuple[str, Callable[[State], State]]] = {
     "original": ("match", lambda state: state),
     "transformers": ("match", to_transformers),
     "training": ("match", with_what_is_ignored),
@@ -147,27 +147,27 @@ FOUND: dict[str, tuple[str, Callable[[State], State]]] = {
 }
 
 
-@pytest.mark.parametrize("found", FOUND)
-def test_every_kind_of_checkpoint_is_the_same_network(found: str) -> None:
-    task, change = FOUND[found]
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_kind_of_checkpoint_is_the_same_network(layout: str) -> None:
+    task, change = LAYOUTS[layout]
     model = of_task(task, image={"height": 16, "width": 16}, answers=[])
     state = model.network.state_dict()
-    read = change({name: tensor.clone() for name, tensor in state.items()})
-    config = RECIPE.complete_config(SAID, read, Path())
+    checkpoint = change({name: tensor.clone() for name, tensor in state.items()})
+    config = RECIPE.complete_config(FIELDS, checkpoint, Path())
     assert config["task"] == task
-    loaded = load_network(RECIPE, read, config).state_dict()
-    assert loaded.keys() == state.keys()
+    network_state = load_network(RECIPE, checkpoint, config).state_dict()
+    assert network_state.keys() == state.keys()
     for name, tensor in state.items():
-        assert torch.equal(loaded[name], tensor), name
+        assert torch.equal(network_state[name], tensor), name
 
 
 def test_another_image_size_interpolates_the_positions() -> None:
     state = of_task("caption", image={"height": 16, "width": 16}).network.state_dict()
-    wider = SAID | {"image": {"height": 16, "width": 40}}
+    wider = FIELDS | {"image": {"height": 16, "width": 40}}
     config = RECIPE.complete_config(wider, state, Path())
-    loaded = load_network(RECIPE, state, config).state_dict()["visual_encoder.pos_embed"]
-    assert loaded.shape == (1, 1 + 2 * 5, 16)
-    assert torch.equal(loaded, interpolate_positions(state["visual_encoder.pos_embed"], 2, 5))
+    positions = load_network(RECIPE, state, config).state_dict()["visual_encoder.pos_embed"]
+    assert positions.shape == (1, 1 + 2 * 5, 16)
+    assert torch.equal(positions, interpolate_positions(state["visual_encoder.pos_embed"], 2, 5))
 
 
 def broken(change: Callable[[State], object]) -> State:
@@ -178,7 +178,7 @@ def broken(change: Callable[[State], object]) -> State:
 
 
 KEY = "text_encoder.encoder.layer.0.crossattention.self.key.weight"
-REFUSED: dict[str, tuple[State, dict[str, Any], str]] = {
+REFUSALS: dict[str, tuple[State, dict[str, Any], str]] = {
     "another_family": (
         {"resnet_model.conv1.weight": torch.rand(2), "fc.weight": torch.rand(2)},
         {},
@@ -209,17 +209,17 @@ REFUSED: dict[str, tuple[State, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", REFUSALS)
 def test_what_is_no_blip_checkpoint_is_refused_with_the_reason(case: str) -> None:
-    state, said, reason = REFUSED[case]
+    state, changes, reason = REFUSALS[case]
     with pytest.raises(CheckpointMismatch, match=reason):
-        load_network(RECIPE, state, RECIPE.complete_config(SAID | said, state, Path()))
+        load_network(RECIPE, state, RECIPE.complete_config(FIELDS | changes, state, Path()))
 
 
 def test_a_config_that_cannot_work_says_why(tmp_path: Path) -> None:
     state = of_task("answer", image={"height": 16, "width": 16}).network.state_dict()
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS[:-1]) + "\n", encoding="utf-8")
-    for said, reason in (
+    for changes, reason in (
         ({"max_length": 99}, "max_length is over the 24 positions"),
         ({"image": {"height": 20}}, "multiples of the patch, 8"),
         ({"task": "tag"}, "task tag: blip has match, embed, answer, caption"),
@@ -227,8 +227,8 @@ def test_a_config_that_cannot_work_says_why(tmp_path: Path) -> None:
         ({"colour": "red"}, "colour: Extra inputs"),
     ):
         with pytest.raises(ExportError, match=reason):
-            RECIPE.complete_config(SAID | said, state, tmp_path)
-    short = RECIPE.complete_config(SAID | {"vocabulary": "vocab.txt"}, state, tmp_path)
+            RECIPE.complete_config(FIELDS | changes, state, tmp_path)
+    short = RECIPE.complete_config(FIELDS | {"vocabulary": "vocab.txt"}, state, tmp_path)
     with pytest.raises(ExportError, match="the vocabulary has 12 tokens, the checkpoint 13"):
         RECIPE.serve(short, tmp_path)
     for vocabulary in (["a", "b"], [*WORDS, "a"]):
@@ -238,17 +238,17 @@ def test_a_config_that_cannot_work_says_why(tmp_path: Path) -> None:
 
 def test_what_a_task_is_told(tmp_path: Path) -> None:
     (tmp_path / "assets").mkdir()
-    ranked = RECIPE.serve(of_task("answer").config, tmp_path / "assets")
-    assert ranked.labels == ("cat", "a dog", "dogs") and ranked.text is not None
+    ranker = RECIPE.serve(of_task("answer").config, tmp_path / "assets")
+    assert ranker.labels == ("cat", "a dog", "dogs") and ranker.text is not None
     start, end = len(WORDS), WORDS.index("[SEP]")
-    answers = json.loads((tmp_path / ranked.options["answer_ids"]).read_text(encoding="utf-8"))
+    answers = json.loads((tmp_path / ranker.options["answer_ids"]).read_text(encoding="utf-8"))
     assert answers == [[start, 8, end, 0], [start, 5, 9, end], [start, 9, 10, end]]
-    tokenizer = load_tokenizer(ranked.text, tmp_path)
+    tokenizer = load_tokenizer(ranker.text, tmp_path)
     assert tokenizer.ids("A dog, cats").tolist() == [2, 5, 9, 1, 8, 10, 3]
 
-    written = RECIPE.serve(of_task("answer", answers=[]).config, tmp_path / "assets")
-    assert written.options["prompt_ids"] == [start] and written.options["end_id"] == end
-    captioned = RECIPE.serve(of_task("caption").config, tmp_path / "assets")
-    assert captioned.text is None and (tmp_path / captioned.options["tokenizer"]).is_file()
-    assert captioned.options["prompt_ids"] == [start, 5, 6, 7]
-    assert (captioned.options["beams"], captioned.options["max_length"]) == (3, 20)
+    writer = RECIPE.serve(of_task("answer", answers=[]).config, tmp_path / "assets")
+    assert writer.options["prompt_ids"] == [start] and writer.options["end_id"] == end
+    captioner = RECIPE.serve(of_task("caption").config, tmp_path / "assets")
+    assert captioner.text is None and (tmp_path / captioner.options["tokenizer"]).is_file()
+    assert captioner.options["prompt_ids"] == [start, 5, 6, 7]
+    assert (captioner.options["beams"], captioner.options["max_length"]) == (3, 20)

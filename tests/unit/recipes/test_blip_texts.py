@@ -30,14 +30,14 @@ TASKS: dict[str, dict[str, Any]] = {
     "embed": {"encoder": BERT, "embedding": 6},
     "answer": {"encoder": BERT, "decoder": BERT, "answers": ["a cat", "dogs"]},
 }
-CUT = {"match": 30, "embed": 30, "answer": 50}
+LIMITS = {"match": 30, "embed": 30, "answer": 50}
 """Words that the original's evaluation of a task leaves of a text; then 35 tokens."""
 
 
 def plainly(text: str, kind: Kind) -> str:
     """The original's rule, without a tokenizer."""
-    gone = dict.fromkeys(map(ord, PUNCTUATION), " " if kind == "caption" else None)
-    bare = text.lower().translate(gone)
+    replacements = dict.fromkeys(map(ord, PUNCTUATION), " " if kind == "caption" else None)
+    bare = text.lower().translate(replacements)
     if kind == "question":
         return bare.rstrip(" ")
     return re.sub(r"\s{2,}", " ", bare).rstrip("\n").strip(" ")
@@ -53,13 +53,13 @@ def kind_of(task: str) -> Kind:
     return "question" if task == "answer" else "caption"
 
 
-def tokenizer_of(task: str, folder: Path, **said: Any) -> Tokenizer:
+def tokenizer_of(task: str, folder: Path, **options: Any) -> Tokenizer:
     """As an archive of the task turns texts into ids."""
-    known = {"vocabulary": WORDS, "vision_heads": 2, "text_heads": 2, "task": task}
+    fields = {"vocabulary": WORDS, "vision_heads": 2, "text_heads": 2, "task": task}
     image = {"image": {"height": 16, "width": 16}}
-    model = tiny(RECIPE, known | image | TASKS[task] | {"vision": VISION, "max_length": 35})
+    model = tiny(RECIPE, fields | image | TASKS[task] | {"vision": VISION, "max_length": 35})
     answers = {name: TASKS[task][name] for name in ("answers",) if name in TASKS[task]}
-    config = RECIPE.complete_config(known | answers | said, model.network.state_dict(), folder)
+    config = RECIPE.complete_config(fields | answers | options, model.network.state_dict(), folder)
     (folder / "assets").mkdir()
     text = RECIPE.serve(config, folder / "assets").text
     assert text is not None
@@ -91,10 +91,10 @@ TEXTS = (
 def test_texts_become_the_originals_ids(task: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(task, tmp_path)
     for text in TEXTS:
-        kept = " ".join(plainly(text, kind_of(task)).split(" ")[: CUT[task]])
-        assert tokenizer.ids(text).tolist() == original_ids(kept, tmp_path), text
+        words = " ".join(plainly(text, kind_of(task)).split(" ")[: LIMITS[task]])
+        assert tokenizer.ids(text).tolist() == original_ids(words, tmp_path), text
     singles = " ".join(["a"] * 60)
-    assert len(tokenizer.ids(singles)) == min(CUT[task] + 2, 35)
+    assert len(tokenizer.ids(singles)) == min(LIMITS[task] + 2, 35)
 
 
 def test_a_config_may_cut_elsewhere(tmp_path: Path) -> None:
@@ -103,6 +103,6 @@ def test_a_config_may_cut_elsewhere(tmp_path: Path) -> None:
 
 
 def test_a_caption_is_learnt_as_the_original_learns_it() -> None:
-    learnt = RECIPE.finetuning.caption
-    assert learnt('Two dogs: "a dog", and   a CAT!\n') == "two dogs a dog , and a cat"
-    assert learnt("a " * 40) == " ".join(["a"] * 30)
+    clean = RECIPE.finetuning.caption
+    assert clean('Two dogs: "a dog", and   a CAT!\n') == "two dogs a dog , and a cat"
+    assert clean("a " * 40) == " ".join(["a"] * 30)

@@ -43,8 +43,8 @@ GRID = {
 }
 """3 x 4 cells."""
 POSITIONS = 30
-SAID: dict[str, Any] = {"words": WORDS, "heads": 2}
-SIZES: dict[str, Any] = SAID | {
+FIELDS: dict[str, Any] = {"words": WORDS, "heads": 2}
+SIZES: dict[str, Any] = FIELDS | {
     "encoder": LAYERS | {"layers": 3},
     "decoder": LAYERS,
     "positions": POSITIONS,
@@ -56,7 +56,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "m2": ("m2", {"slots": 4, "max_regions": 20}),
     "m2_padded": ("m2", {"slots": 4, "max_regions": 20, "padded_to": 20}),
 }
-EXPORTED = {
+GRAPHS = {
     "s2": ("encoder", "step", "features"),
     "m2": ("encoder", "step"),
     "m2_padded": ("encoder",),
@@ -79,7 +79,7 @@ def exports() -> Exports:
     return Exports(models)
 
 
-@graph_cases(EXPORTED, onnx_of=("m2_padded",))
+@graph_cases(GRAPHS, onnx_of=("m2_padded",))
 def test_a_graph_answers_like_the_network(
     task: str, graph: str, format: Format, exports: Exports
 ) -> None:
@@ -88,8 +88,8 @@ def test_a_graph_answers_like_the_network(
 
 def visual_of(model: Tiny, batch: int) -> Arrays:
     sizes = {"batch": batch, "regions": 6}
-    drawn = model.recipe.example("encoder", model.config, sizes, seed=5)
-    return {name: tensor.numpy() for name, tensor in drawn.items()}
+    tensors = model.recipe.example("encoder", model.config, sizes, seed=5)
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def one_of(arrays: Arrays, item: int) -> Arrays:
@@ -100,15 +100,15 @@ def write(
     model: Tiny, visual: Arrays, encoder: Backend, step: Backend, folder: Path
 ) -> list[list[Hypothesis]]:
     options = model.recipe.serve(model.config, folder).options
-    named = BeamSearch.__dataclass_fields__
-    rules = BeamSearch(**{name: options[name] for name in named if name in options})
+    fields = BeamSearch.__dataclass_fields__
+    rules = BeamSearch(**{name: options[name] for name in fields if name in options})
     prompt = np.tile(np.array(options["prompt_ids"]), (len(visual["visual"]), 1))
     memory = encoder.run(visual)
     return beam_search(CachedStep(step, model.plans["step"].inputs, memory), prompt, rules)
 
 
-def assert_same(one: list[list[Hypothesis]], other: list[list[Hypothesis]]) -> None:
-    for text, expected in zip(chain(*one), chain(*other), strict=True):
+def assert_same(captions: list[list[Hypothesis]], other: list[list[Hypothesis]]) -> None:
+    for text, expected in zip(chain(*captions), chain(*other), strict=True):
         np.testing.assert_array_equal(text.token_ids, expected.token_ids)
         np.testing.assert_allclose(text.log_probs, expected.log_probs, atol=1e-5)
 
@@ -135,14 +135,16 @@ def test_captions_are_the_same_over_exported_graphs(
 def test_words_written_with_a_cache_are_those_of_the_whole_text(family: str) -> None:
     """Also after padding, which a beam may hold like any word."""
     model = of(family)
-    given = visual_of(model, 2)
-    memory = EagerBackend(model.plans["encoder"]).run(given)
-    read = tuple(torch.from_numpy(memory[f"memory_{name}"]) for name in ("key", "value", "mask"))
+    visual = visual_of(model, 2)
+    memory = EagerBackend(model.plans["encoder"]).run(visual)
+    memory_tensors = tuple(
+        torch.from_numpy(memory[f"memory_{name}"]) for name in ("key", "value", "mask")
+    )
     ids = torch.tensor([[[START, 5, PAD, 7, 8]], [[START, 9, 4, PAD, PAD]]])
     decoder: Any = model.network.decoder
     step = CachedStep(EagerBackend(model.plans["step"]), model.plans["step"].inputs, memory)
     with torch.inference_mode():
-        states, _, _ = decoder(ids, read)
+        states, _, _ = decoder(ids, memory_tensors)
         whole = decoder.logits(states).numpy()
     cache: Any = {}
     for place in range(ids.shape[2]):
@@ -151,8 +153,8 @@ def test_words_written_with_a_cache_are_those_of_the_whole_text(family: str) -> 
     other = ids.clone()
     other[:, :, 2] = 6
     with torch.inference_mode():
-        changed = decoder.logits(decoder(other, read)[0]).numpy()
-    assert np.abs(changed[:, :, 3:] - whole[:, :, 3:])[0].max() > 1e-3
+        other_logits = decoder.logits(decoder(other, memory_tensors)[0]).numpy()
+    assert np.abs(other_logits[:, :, 3:] - whole[:, :, 3:])[0].max() > 1e-3
 
 
 def test_s2_takes_padding_from_the_features_and_not_from_a_layer_norm() -> None:
@@ -172,14 +174,14 @@ def test_m2_sees_the_padding_of_a_batch_only_as_the_zeros_of_its_training() -> N
     own = np.random.default_rng(1).normal(size=(1, 5, 8)).astype(np.float32)
     noise = np.full((1, 4, 8), 7, dtype=np.float32)
     short: Arrays = {"visual": own, "visual_mask": np.ones((1, 5), dtype=np.int64)}
-    batched: Arrays = {
+    batch: Arrays = {
         "visual": np.concatenate([own, noise], axis=1),
         "visual_mask": np.array([[1] * 5 + [0] * 4]),
     }
-    for name, seen in (("m2", 5), ("m2_padded", 20)):
+    for name, count in (("m2", 5), ("m2_padded", 20)):
         encoder = EagerBackend(of(name).plans["encoder"])
-        alone, beside = encoder.run(short), encoder.run(batched)
-        assert beside["memory_mask"].sum() == seen
+        alone, beside = encoder.run(short), encoder.run(batch)
+        assert beside["memory_mask"].sum() == count
         for memory in ("memory_key", "memory_value"):
             left, right = alone[memory][..., :5, :], beside[memory][..., :5, :]
             np.testing.assert_allclose(left, right, atol=1e-5)
@@ -242,13 +244,13 @@ def test_the_file_of_the_original_training_is_the_same_network(
     content = as_the_original_saves(with_what_is_ignored(family, state))
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     (tmp_path / "words.json").write_text(json.dumps(dict(enumerate(WORDS))), encoding="utf-8")
-    read = read_checkpoint(file)
-    config = model.recipe.complete_config({"heads": 2}, read, tmp_path)
+    checkpoint = read_checkpoint(file)
+    config = model.recipe.complete_config({"heads": 2}, checkpoint, tmp_path)
     assert config["decoder"] == LAYERS and config["words"] == WORDS
-    loaded = load_network(model.recipe, read, config).state_dict()
-    assert loaded.keys() == state.keys()
+    network_state = load_network(model.recipe, checkpoint, config).state_dict()
+    assert network_state.keys() == state.keys()
     for name, tensor in state.items():
-        assert torch.equal(loaded[name], tensor), name
+        assert torch.equal(network_state[name], tensor), name
 
 
 @pytest.mark.parametrize("family", RECIPES)
@@ -256,31 +258,34 @@ def test_a_grid_is_read_from_the_file_beside(family: str, tmp_path: Path) -> Non
     model = of(family)
     resnet = ResNet(ResNetConfig.model_validate(RESNET), classes=5)
     save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
-    said = SAID | {"grid": {name: GRID[name] for name in ("checkpoint", "image")}}
-    said |= {"cells": 12} if family == "s2" else {}
+    config_file = FIELDS | {"grid": {name: GRID[name] for name in ("checkpoint", "image")}}
+    config_file |= {"cells": 12} if family == "s2" else {}
     state = dict(model.network.state_dict())
-    config = model.recipe.complete_config(said, state, tmp_path)
-    loaded = load_network(model.recipe, state, config).state_dict()
+    config = model.recipe.complete_config(config_file, state, tmp_path)
+    network_state = load_network(model.recipe, state, config).state_dict()
     for name, tensor in resnet.state_dict().items():
-        assert name.startswith("fc.") or torch.equal(loaded[f"grid.{name}"], tensor)
-    served = model.recipe.serve(config, tmp_path)
-    assert served.image is not None and (served.image.height, served.image.width) == (24, 32)
-    assert served.regions is not None and served.regions.dim == 8
+        assert name.startswith("fc.") or torch.equal(network_state[f"grid.{name}"], tensor)
+    interface = model.recipe.serve(config, tmp_path)
+    image = interface.image
+    assert image is not None and (image.height, image.width) == (24, 32)
+    assert interface.regions is not None and interface.regions.dim == 8
 
-    smaller = said | {"grid": {"checkpoint": "resnet.safetensors", "image": {"height": 64}}}
+    smaller = config_file | {"grid": {"checkpoint": "resnet.safetensors", "image": {"height": 64}}}
     if family == "s2":
         with pytest.raises(ExportError, match="the grid has 224 cells, the network 12"):
             model.recipe.complete_config(smaller, state, tmp_path)
     save_file(ResNet(ResNetConfig(layers=(1,), width=4)).state_dict(), tmp_path / "other.pt")
     with pytest.raises(ExportError, match="the grid has 4 features a cell, the network reads 8"):
-        model.recipe.complete_config(said | {"grid": {"checkpoint": "other.pt"}}, state, tmp_path)
+        model.recipe.complete_config(
+            config_file | {"grid": {"checkpoint": "other.pt"}}, state, tmp_path
+        )
     for wrong, reason in (
         ({}, "grid of config.json must be like"),
         ({"checkpoint": "missing.pth"}, r"no checkpoint \S+missing.pth"),
         (GRID | {"resnet": {"width": 5}}, "width: config.json says 5, the checkpoint has 4"),
     ):
         with pytest.raises(ExportError, match=reason):
-            model.recipe.complete_config(said | {"grid": wrong}, state, tmp_path)
+            model.recipe.complete_config(config_file | {"grid": wrong}, state, tmp_path)
 
 
 def broken(family: str, change: Callable[[State], object]) -> State:
@@ -290,7 +295,7 @@ def broken(family: str, change: Callable[[State], object]) -> State:
 
 
 FOREIGN = {"resnet_model.conv1.weight": torch.rand(2), "fc.weight": torch.rand(2)}
-REFUSED: dict[str, tuple[str, State, dict[str, Any], str]] = {
+REFUSALS: dict[str, tuple[str, State, dict[str, Any], str]] = {
     "another_family": (
         "s2",
         FOREIGN,
@@ -331,16 +336,16 @@ REFUSED: dict[str, tuple[str, State, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", REFUSALS)
 def test_what_is_no_checkpoint_of_the_family_is_refused_with_the_reason(case: str) -> None:
-    family, state, said, reason = REFUSED[case]
+    family, state, changes, reason = REFUSALS[case]
     recipe = RECIPES[family]
     with pytest.raises(CheckpointMismatch, match=reason):
-        load_network(recipe, state, recipe.complete_config(SAID | said, state, Path()))
+        load_network(recipe, state, recipe.complete_config(FIELDS | changes, state, Path()))
 
 
 @pytest.mark.parametrize(
-    ("family", "said", "reason"),
+    ("family", "changes", "reason"),
     [
         ("s2", {"heads": 3}, "heads: 3 do not divide the 10 keys and 14 values"),
         ("s2", {"words": "missing.json"}, r"words missing\.json cannot be read"),
@@ -354,24 +359,24 @@ def test_what_is_no_checkpoint_of_the_family_is_refused_with_the_reason(case: st
     ],
 )
 def test_a_config_that_cannot_work_says_why(
-    family: str, said: dict[str, Any], reason: str, tmp_path: Path
+    family: str, changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     model = of(family)
     with pytest.raises(ExportError, match=reason):
-        model.recipe.complete_config(SAID | said, dict(model.network.state_dict()), tmp_path)
+        model.recipe.complete_config(FIELDS | changes, dict(model.network.state_dict()), tmp_path)
 
 
 @pytest.mark.parametrize("family", RECIPES)
 def test_what_the_task_is_told(family: str, tmp_path: Path) -> None:
     (tmp_path / "assets").mkdir()
     model = of(family)
-    served = model.recipe.serve(model.config, tmp_path / "assets")
-    assert (served.task, served.image, served.text) == ("caption", None, None)
-    assert served.regions is not None
-    assert served.regions.max_regions == (12 if family == "s2" else 20)
-    words = json.loads((tmp_path / served.options["words"]).read_text(encoding="utf-8"))
+    interface = model.recipe.serve(model.config, tmp_path / "assets")
+    assert (interface.task, interface.image, interface.text) == ("caption", None, None)
+    assert interface.regions is not None
+    assert interface.regions.max_regions == (12 if family == "s2" else 20)
+    words = json.loads((tmp_path / interface.options["words"]).read_text(encoding="utf-8"))
     assert words == WORDS
-    assert {name: value for name, value in served.options.items() if name != "words"} == {
+    assert {name: value for name, value in interface.options.items() if name != "words"} == {
         "prompt_ids": [START],
         "end_id": END,
         "beams": 3,

@@ -28,12 +28,12 @@ def places(config: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def changed(config: Mapping[str, Any], place: tuple[str, ...], value: Any) -> dict[str, Any]:
-    made: dict[str, Any] = copy.deepcopy(dict(config))
-    inside = made
+    new_config: dict[str, Any] = copy.deepcopy(dict(config))
+    inside = new_config
     for name in place[:-1]:
         inside = inside[name]
     inside[place[-1]] = value
-    return made
+    return new_config
 
 
 @pytest.mark.parametrize("recipe", MODELS)
@@ -41,7 +41,7 @@ def test_a_value_of_the_wrong_kind_is_refused_in_words(recipe: str, tmp_path: Pa
     model, settings = MODELS[recipe], Settings(project_dir=PROJECT)
     checkpoint = model.write(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    refused = 0
+    refusals = 0
     for place in places(config):
         for value in BAD:
             text = json.dumps(changed(config, place, value))
@@ -52,5 +52,5 @@ def test_a_value_of_the_wrong_kind_is_refused_in_words(recipe: str, tmp_path: Pa
                 _served(read_trained(recipe, checkpoint, None, settings), assets)
             except ExportError as error:
                 assert len(str(error).splitlines()) == 1, (place, value)
-                refused += 1
-    assert refused > len(config)
+                refusals += 1
+    assert refusals > len(config)

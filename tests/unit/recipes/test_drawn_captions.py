@@ -37,24 +37,24 @@ def test_a_batch_of_every_manner(captioner: Pipeline, image: dict[str, Any]) -> 
         *({"seed": seed, **WILD} for seed in range(8)),
         {"sample": b"true", "seed": b"3", "temperature": b"9.0", "top_p": b"1"},
     ]
-    asked = [Request({**image, **said}, str(place)) for place, said in enumerate(wishes)]
-    together = captioner.run(asked).answers
-    for request, answer in zip(asked, together, strict=True):
+    requests = [Request({**image, **wish}, str(place)) for place, wish in enumerate(wishes)]
+    answers = captioner.run(requests).answers
+    for request, answer in zip(requests, answers, strict=True):
         assert isinstance(answer, dict), answer
         (alone,) = captioner.run([request]).answers
         assert isinstance(alone, dict)
         assert alone["caption"] == answer["caption"]
         assert alone["log_prob"] == pytest.approx(answer["log_prob"], abs=1e-4)
-    plain, _, *drawn, as_form = [answer["caption"] for answer in together]  # type: ignore[index]
-    assert len(set(drawn)) > 3
-    assert as_form == drawn[3]
-    (again,) = captioner.run(asked[:1]).answers
+    plain, _, *samples, as_form = [answer["caption"] for answer in answers]  # type: ignore[index]
+    assert len(set(samples)) > 3
+    assert as_form == samples[3]
+    (again,) = captioner.run(requests[:1]).answers
     assert isinstance(again, dict) and again["caption"] == plain
 
 
 def test_what_is_out_of_the_limits_is_refused(captioner: Pipeline, image: dict[str, Any]) -> None:
     good, bad = Request({**image, "seed": 1}, "good"), Request({**image, "top_p": 2}, "bad")
-    answer, refused = captioner.run([good, bad]).answers
+    answer, error = captioner.run([good, bad]).answers
     assert isinstance(answer, dict)
-    assert isinstance(refused, ItemError) and refused.code is ErrorCode.FIELD_INVALID
-    assert refused.message == "top_p: must be from 0.01 to 1.0, not 2.0"
+    assert isinstance(error, ItemError) and error.code is ErrorCode.FIELD_INVALID
+    assert error.message == "top_p: must be from 0.01 to 1.0, not 2.0"

@@ -19,9 +19,9 @@ def state() -> dict[str, Tensor]:
     return dict(seeded(RECIPE.build(TINY.built), seed=1).state_dict())
 
 
-def complete(state: dict[str, Tensor], **changed: Any) -> dict[str, Any]:
-    found: dict[str, Any] = RECIPE.complete_config({**TINY.config, **changed}, state, Path())
-    return found
+def complete(state: dict[str, Tensor], **changes: Any) -> dict[str, Any]:
+    config: dict[str, Any] = RECIPE.complete_config({**TINY.config, **changes}, state, Path())
+    return config
 
 
 def test_tensors_show_the_sizes(state: dict[str, Tensor]) -> None:

@@ -26,8 +26,8 @@ ATOL = 2e-4
 
 @pytest.mark.parametrize(("recipe", "task"), recipes_and_tasks(), ids="-".join)
 def test_a_recipe_and_its_task_have_a_tiny_model(recipe: str, task: str) -> None:
-    proved = {(model.recipe, model.task) for model in tiny_models().values()}
-    assert (recipe, task) in proved, (
+    pairs = {(model.recipe, model.task) for model in tiny_models().values()}
+    assert (recipe, task) in pairs, (
         f"tests/support/tiny_models.py has no model of {recipe}, task {task}"
     )
     assert (PROJECT / "handlers" / f"{task}.py").is_file()
@@ -62,18 +62,18 @@ def test_an_archive_answers_like_the_network(
 
     unpack_archive(report.path, tmp_path / "unpacked")
     pipeline = open_folder(tmp_path / "unpacked")
-    asked = questions_of(report.manifest)
-    requests = [Request(one.fields(), str(place)) for place, one in enumerate(asked)]
+    questions = questions_of(report.manifest)
+    requests = [Request(question.fields(), str(place)) for place, question in enumerate(questions)]
     bad = Request({**requests[0].fields, "surprise": 1}, "bad")
-    refused, *answers = pipeline.run([bad, *requests]).answers
-    assert isinstance(refused, ItemError) and refused.code is ErrorCode.FIELD_INVALID
+    error, *answers = pipeline.run([bad, *requests]).answers
+    assert isinstance(error, ItemError) and error.code is ErrorCode.FIELD_INVALID
 
     settings = Settings(project_dir=PROJECT)
-    trained = read_trained(model.recipe, archives.checkpoint(name), None, settings)
-    eager = eager_of(trained, tmp_path)
-    for one, got in zip(asked, answers, strict=True):
-        assert isinstance(got, dict), got
-        pipeline.task.answer.model_validate(got)
-        expected, numbers = eager.answer(one), without_pictures(got, pipeline.task.pictures)
+    checkpoint = read_trained(model.recipe, archives.checkpoint(name), None, settings)
+    eager = eager_of(checkpoint, tmp_path)
+    for question, answer in zip(questions, answers, strict=True):
+        assert isinstance(answer, dict), answer
+        pipeline.task.answer.model_validate(answer)
+        expected, numbers = eager.answer(question), without_pictures(answer, pipeline.task.pictures)
         assert expected.keys() == numbers.keys()
         assert difference(expected, numbers, atol=ATOL) is None

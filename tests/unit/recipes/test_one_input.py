@@ -38,11 +38,11 @@ def write_checkpoint(folder: Path, takes: str) -> Path:
     return folder / "model.pth"
 
 
-Exported = Callable[[str, Format], Path]
+Export = Callable[[str, Format], Path]
 
 
 @pytest.fixture(scope="module")
-def exported(converter: Converter, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def export(converter: Converter, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """The archive of a model that takes one input; exported once for the same arguments."""
 
     @cache
@@ -64,9 +64,9 @@ def opened(archive: Path, folder: Path) -> Pipeline:
 @each_kind
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
 def test_it_answers_what_it_takes_and_refuses_the_rest(
-    takes: str, format: Format, exported: Exported, tmp_path: Path
+    takes: str, format: Format, export: Export, tmp_path: Path
 ) -> None:
-    archive = exported(takes, format)
+    archive = export(takes, format)
     manifest = verify_archive(archive)
     assert len(manifest.probes) >= 3
     assert all(set(probe.fields) == {takes} for probe in manifest.probes)
@@ -77,13 +77,13 @@ def test_it_answers_what_it_takes_and_refuses_the_rest(
     assert isinstance(answers[0], dict) and isinstance(answers[4], dict)
     assert {tag["tag"] for tag in answers[0]["tags"]} == set(LABELS)
     assert answers[4]["tags"] == answers[0]["tags"][:1]
-    missing = "image: Field required" if takes == "image" else "text: Field required"
-    said = {
+    requirement = "image: Field required" if takes == "image" else "text: Field required"
+    messages = {
         1: f"{OTHER[takes]}: this model takes no {OTHER[takes]}",
-        2: missing,
+        2: requirement,
         3: "surprise: Extra inputs are not permitted",
     }
-    for place, message in said.items():
+    for place, message in messages.items():
         assert answers[place] == ItemError(ErrorCode.FIELD_INVALID, message)
 
 
@@ -99,18 +99,16 @@ def test_the_command_exports_a_model_of_images_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("takes", ["image", pytest.param("text", marks=pytest.mark.long)])
-def test_its_items_need_no_more_than_it_takes(
-    takes: str, exported: Exported, tmp_path: Path
-) -> None:
-    archive = exported(takes, "onnx")
+def test_its_items_need_no_more_than_it_takes(takes: str, export: Export, tmp_path: Path) -> None:
+    archive = export(takes, "onnx")
     (tmp_path / "cover.png").write_bytes(base64.b64decode(drawn_image(1)))
-    seen = {"img": "cover.png"} if takes == "image" else {"text": "abc"}
-    lines = [{"id": str(place), "label": "red", **seen} for place in range(3)]
+    fields = {"img": "cover.png"} if takes == "image" else {"text": "abc"}
+    lines = [{"id": str(place), "label": "red", **fields} for place in range(3)]
     data = tmp_path / "items.jsonl"
     data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     result = evaluate_archive(archive, data)
     assert len(result.predictions) == 3 and not result.bad_lines
     manifest = verify_archive(archive)
-    asked = {"image_path": "cover.png"} if takes == "image" else {"text": "abc"}
+    request = {"image_path": "cover.png"} if takes == "image" else {"text": "abc"}
     whole = {"id": "1", "img": "cover.png", "text": "abc", "label": "red"}
-    assert requests_of(lines[0], manifest) == requests_of(whole, manifest) == [asked]
+    assert requests_of(lines[0], manifest) == requests_of(whole, manifest) == [request]

@@ -72,8 +72,8 @@ def test_transformers_networks_of_every_kind_give_the_same_features(
     for name, buffer in theirs.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.copy_(torch.rand_like(buffer) + 0.5)
-    state, said = dict(theirs.state_dict()), {**config.to_dict(), "image": IMAGE}
-    complete = RECIPE.complete_config(said, state, Path())
+    state, config_file = dict(theirs.state_dict()), {**config.to_dict(), "image": IMAGE}
+    complete = RECIPE.complete_config(config_file, state, Path())
     network: Any = load_network(RECIPE, state, complete)
     image = torch.rand(2, 3, 40, 72)
     with torch.inference_mode():
@@ -81,7 +81,7 @@ def test_transformers_networks_of_every_kind_give_the_same_features(
         torch.testing.assert_close(network.feature_map(image), expected)
 
 
-REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another_family": (
         {"bert.embeddings.weight": torch.rand(2)},
         {},
@@ -92,20 +92,22 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", REFUSALS)
 def test_what_is_no_resnet_checkpoint_is_refused_with_the_reason(case: str) -> None:
-    added, said, reason = REFUSED[case]
+    extra, config_file, reason = REFUSALS[case]
     state = {} if case == "another_family" else dict(of("basic").network.state_dict())
     with pytest.raises(CheckpointMismatch, match=reason):
-        load_network(RECIPE, state | added, RECIPE.complete_config(said, state | added, Path()))
+        load_network(
+            RECIPE, state | extra, RECIPE.complete_config(config_file, state | extra, Path())
+        )
 
 
 def test_a_config_that_cannot_work_says_why() -> None:
     state = dict(of("basic").network.state_dict())
-    for said, reason in (
+    for config_file, reason in (
         ({"colour": "red"}, "colour: Extra inputs"),
         ({"image": {"height": 0}}, "image.height: "),
         ({"model_type": "resnet", "hidden_act": "gelu"}, "hidden_act is gelu, not relu"),
     ):
         with pytest.raises(ExportError, match=reason):
-            RECIPE.complete_config(said, state, Path())
+            RECIPE.complete_config(config_file, state, Path())

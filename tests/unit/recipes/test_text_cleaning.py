@@ -24,9 +24,9 @@ def test_a_family_with_texts_hands_it_on(model: TinyModel, tmp_path: Path) -> No
         return
     (tmp_path / "cleaned").mkdir()
     config = {**model.built, "text_cleaning": "invisible"}
-    cleaned = recipe.serve(config, tmp_path / "cleaned")
+    cleaner = recipe.serve(config, tmp_path / "cleaned")
     assert plain.text.cleaning is None
-    assert cleaned.text == plain.text.model_copy(update={"cleaning": "invisible"})
+    assert cleaner.text == plain.text.model_copy(update={"cleaning": "invisible"})
 
 
 def test_a_manifest_names_it_only_where_it_is(tmp_path: Path) -> None:

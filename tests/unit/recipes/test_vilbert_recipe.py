@@ -37,8 +37,8 @@ ONE_CONNECTION = ENCODER | {
     "visual_connections": [0],
 }
 GATED = {"encoder": ENCODER | {"gated": True}, "task_tokens": 20}
-SAID: dict[str, Any] = {"vocabulary": WORDS, "max_length": 12}
-CONFIG = SAID | {
+FIELDS: dict[str, Any] = {"vocabulary": WORDS, "max_length": 12}
+CONFIG = FIELDS | {
     "task_token": 13,
     "encoder": ENCODER,
     "positions": 24,
@@ -68,7 +68,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "reason": GATED | {"heads": HEADS},
     "entail": {"heads": HEADS, "fusion": "sum"},
 }
-EXPORTED = {
+GRAPHS = {
     "answer": ("model",),
     "answer_of_beta": ("model",),
     "match": ("text", "fusion"),
@@ -93,7 +93,7 @@ def exports() -> Exports:
     return Exports({name: of_task(name, **sizes[name]) for name in TASKS})
 
 
-@graph_cases(EXPORTED, onnx_of=(*FEW, "match_of_pretraining"))
+@graph_cases(GRAPHS, onnx_of=(*FEW, "match_of_pretraining"))
 def test_a_graph_answers_like_the_network(
     task: str, graph: str, format: Format, exports: Exports
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_graph_answers_like_the_network(
 def test_the_graphs_of_every_task_are_exported(exports: Exports) -> None:
     assert {model.config["task"] for model in exports.models.values()} == set(RECIPE.spec.tasks)
     assert {task: set(model.plans) for task, model in exports.models.items()} == {
-        task: set(names) for task, names in EXPORTED.items()
+        task: set(names) for task, names in GRAPHS.items()
     }
 
 
@@ -115,56 +115,56 @@ def example(model: Tiny, graph: str, seed: int, **sizes: int) -> Arrays:
 @pytest.mark.parametrize("task", [task for task in TASKS if not task.startswith("match")])
 def test_an_answer_does_not_depend_on_padding_or_neighbours(task: str) -> None:
     model = of_task(task)
-    given = example(model, "model", seed=3, batch=4, text=9, regions=6)
+    inputs = example(model, "model", seed=3, batch=4, text=9, regions=6)
     output = model.plans["model"].outputs[0].name
-    together = EagerBackend(model.plans["model"]).run(given)[output]
+    together = EagerBackend(model.plans["model"]).run(inputs)[output]
     assert together.std(axis=0).max() > 1e-3
     for item in range(4):
-        tokens, regions = given["text_mask"][item].sum(), given["visual_mask"][item].sum(-1).max()
-        alone = {name: x[item : item + 1] for name, x in given.items()}
+        tokens, regions = inputs["text_mask"][item].sum(), inputs["visual_mask"][item].sum(-1).max()
+        alone = {name: x[item : item + 1] for name, x in inputs.items()}
         alone |= {name: alone[name][:, :tokens] for name in ("text_ids", "text_mask")}
         alone["visual_mask"] = alone["visual_mask"][..., :regions]
         alone |= {name: alone[name][..., :regions, :] for name in ("visual", "boxes")}
-        got = EagerBackend(model.plans["model"]).run(alone)[output][0]
-        np.testing.assert_allclose(got, together[item, : len(got)], rtol=1e-4, atol=1e-5)
+        values = EagerBackend(model.plans["model"]).run(alone)[output][0]
+        np.testing.assert_allclose(values, together[item, : len(values)], rtol=1e-4, atol=1e-5)
         if output == "region_scores":
-            assert (together[item, regions:] < got.min() - 1000).all()
+            assert (together[item, regions:] < values.min() - 1000).all()
 
 
 @pytest.mark.parametrize("task", ["match", "match_of_pretraining"])
 def test_a_text_is_read_once_for_all_images(task: str, exports: Exports) -> None:
     model = exports.models[task]
-    graphs = {name: exports.graph(task, name, "torchscript") for name in EXPORTED[task]}
-    one = example(model, "text", seed=1, batch=1, text=6)
+    graphs = {name: exports.graph(task, name, "torchscript") for name in GRAPHS[task]}
+    text = example(model, "text", seed=1, batch=1, text=6)
     images = example(model, "fusion", seed=2, batch=5, text=6, regions=4)
     visual = {name: images[name] for name in ("visual", "visual_mask", "boxes")}
 
     def match(texts: Arrays) -> Any:
         states = graphs["text"].run(texts)["text_states"]
         texts = {"text_mask": texts["text_mask"], "text_states": states}
-        repeated = {name: np.repeat(x, 5 // len(x), axis=0) for name, x in texts.items()}
-        return graphs["fusion"].run(repeated | visual)["match_logits"]
+        copies = {name: np.repeat(x, 5 // len(x), axis=0) for name, x in texts.items()}
+        return graphs["fusion"].run(copies | visual)["match_logits"]
 
-    logits = match(one)
+    logits = match(text)
     assert logits.shape == (5, 1) and np.ptp(logits) > 1e-3
-    five = {name: np.repeat(x, 5, axis=0) for name, x in one.items()}
+    five = {name: np.repeat(x, 5, axis=0) for name, x in text.items()}
     np.testing.assert_allclose(logits, match(five), atol=1e-6)
 
 
 def test_both_images_count_for_reasoning() -> None:
     model = of_task("reason")
-    given = example(model, "model", seed=4, batch=2, text=5, regions=3)
+    inputs = example(model, "model", seed=4, batch=2, text=5, regions=3)
     backend = EagerBackend(model.plans["model"])
-    logits = backend.run(given)["logits"]
+    logits = backend.run(inputs)["logits"]
     for image in (0, 1):
-        changed = {**given, "visual": given["visual"].copy()}
-        changed["visual"][0, image, 0] += 1
-        got = backend.run(changed)["logits"]
-        assert np.abs(got - logits)[0].max() > 1e-4
-        np.testing.assert_array_equal(got[1], logits[1])
+        variant = {**inputs, "visual": inputs["visual"].copy()}
+        variant["visual"][0, image, 0] += 1
+        other_logits = backend.run(variant)["logits"]
+        assert np.abs(other_logits - logits)[0].max() > 1e-4
+        np.testing.assert_array_equal(other_logits[1], logits[1])
 
 
-PUBLISHED = {
+PUBLISHED_CONFIG = {
     "vocab_size": len(WORDS),
     "hidden_size": 16,
     "num_hidden_layers": 3,
@@ -211,27 +211,29 @@ def with_old_names(state: State) -> State:
     }
 
 
-FOUND: dict[str, tuple[str, str, Callable[[State], State]]] = {
+LAYOUTS: dict[str, tuple[str, str, Callable[[State], State]]] = {
     "12_in_1": ("answer", "answer", with_what_is_never_used),
     "beta": ("answer_of_beta", "answer", with_what_is_never_used),
     "pretraining": ("match_of_pretraining", "match", with_old_names),
 }
 
 
-@pytest.mark.parametrize("found", FOUND)
-def test_every_kind_of_checkpoint_is_the_same_network(found: str, tmp_path: Path) -> None:
-    task, shown, change = FOUND[found]
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_kind_of_checkpoint_is_the_same_network(layout: str, tmp_path: Path) -> None:
+    task, expected, change = LAYOUTS[layout]
     state = of_task(task).network.state_dict()
-    saved = {f"module.{name}": tensor.clone() for name, tensor in change(dict(state)).items()}
-    torch.save({"model_state_dict": saved, "global_step": 7}, tmp_path / "pytorch_ckpt_latest.tar")
-    read = read_checkpoint(tmp_path / "pytorch_ckpt_latest.tar")
-    config = RECIPE.complete_config(PUBLISHED | {"vocabulary": WORDS}, read, tmp_path)
-    assert config["task"] == shown
+    content = {f"module.{name}": tensor.clone() for name, tensor in change(dict(state)).items()}
+    torch.save(
+        {"model_state_dict": content, "global_step": 7}, tmp_path / "pytorch_ckpt_latest.tar"
+    )
+    checkpoint = read_checkpoint(tmp_path / "pytorch_ckpt_latest.tar")
+    config = RECIPE.complete_config(PUBLISHED_CONFIG | {"vocabulary": WORDS}, checkpoint, tmp_path)
+    assert config["task"] == expected
     assert config["encoder"] == of_task(task).config["encoder"]
-    loaded = load_network(RECIPE, read, config).state_dict()
-    assert loaded.keys() == state.keys()
+    network_state = load_network(RECIPE, checkpoint, config).state_dict()
+    assert network_state.keys() == state.keys()
     for name, tensor in state.items():
-        assert torch.equal(loaded[name], tensor), name
+        assert torch.equal(network_state[name], tensor), name
 
 
 def test_without_a_config_heads_and_places_are_as_published(tmp_path: Path) -> None:
@@ -272,11 +274,11 @@ def test_what_is_no_vilbert_checkpoint_is_refused_with_the_reason(
     state = dict(of_task("match").network.state_dict())
     change(state)
     with pytest.raises(CheckpointMismatch, match=f"not a vilbert checkpoint: {reason}"):
-        load_network(RECIPE, state, RECIPE.complete_config(SAID, state, Path()))
+        load_network(RECIPE, state, RECIPE.complete_config(FIELDS, state, Path()))
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("changes", "reason"),
     [
         ({"task": "caption"}, "task caption: vilbert has answer, match, ground"),
         ({"hidden_size": 768}, "hidden_size: config.json says 768, the checkpoint has 16"),
@@ -293,10 +295,10 @@ def test_what_is_no_vilbert_checkpoint_is_refused_with_the_reason(
         ({"number_of_heads": 3}, "number_of_heads: Extra inputs are not permitted"),
     ],
 )
-def test_a_config_that_cannot_work_says_why(said: dict[str, Any], reason: str) -> None:
+def test_a_config_that_cannot_work_says_why(changes: dict[str, Any], reason: str) -> None:
     state = of_task("match").network.state_dict()
     with pytest.raises((ExportError, CheckpointMismatch), match=reason):
-        RECIPE.complete_config(SAID | said, state, Path())
+        RECIPE.complete_config(FIELDS | changes, state, Path())
 
 
 def test_a_head_that_the_checkpoint_lacks_is_named(tmp_path: Path) -> None:
@@ -310,25 +312,27 @@ def test_a_head_that_the_checkpoint_lacks_is_named(tmp_path: Path) -> None:
 def test_answers_are_as_many_as_the_heads(tmp_path: Path) -> None:
     state = of_task("answer").network.state_dict()
     (tmp_path / "answers.json").write_text(json.dumps(["cat", "dog"]), encoding="utf-8")
-    said = SAID | PUBLISHED | {"answers": "answers.json"}
-    config = RECIPE.complete_config(said, state, tmp_path)
+    config_file = FIELDS | PUBLISHED_CONFIG | {"answers": "answers.json"}
+    config = RECIPE.complete_config(config_file, state, tmp_path)
     with pytest.raises(ExportError, match="names 2 answers, the checkpoint has 3"):
         RECIPE.serve(config, tmp_path)
     with pytest.raises(ExportError, match=r"answers none.json cannot be read"):
-        RECIPE.complete_config(said | {"answers": "none.json"}, state, tmp_path)
+        RECIPE.complete_config(config_file | {"answers": "none.json"}, state, tmp_path)
 
 
 def test_what_a_task_is_told(tmp_path: Path) -> None:
     (tmp_path / "assets").mkdir()
-    served = {task: RECIPE.serve(of_task(task).config, tmp_path / "assets") for task in TASKS}
-    assert served["reason"].labels == ("false", "true")
-    assert served["entail"].labels == ("contradiction", "neutral", "entailment")
-    assert served["answer"].labels == ("cat", "a red ball", "dogs")
-    assert {task for task, one in served.items() if one.multi_label} == {"answer", "answer_of_beta"}
-    for task, one in served.items():
-        ranked = {"retrieval_score": "match_logit"} if task.startswith("match") else {}
-        assert one.options == {"global_region": True} | ranked
-        assert one.regions is not None and one.regions.boxes and one.regions.dim == 9
+    interfaces = {task: RECIPE.serve(of_task(task).config, tmp_path / "assets") for task in TASKS}
+    assert interfaces["reason"].labels == ("false", "true")
+    assert interfaces["entail"].labels == ("contradiction", "neutral", "entailment")
+    assert interfaces["answer"].labels == ("cat", "a red ball", "dogs")
+    multi_label = {task for task, interface in interfaces.items() if interface.multi_label}
+    assert multi_label == {"answer", "answer_of_beta"}
+    for task, interface in interfaces.items():
+        options = {"retrieval_score": "match_logit"} if task.startswith("match") else {}
+        assert interface.options == {"global_region": True} | options
+        regions = interface.regions
+        assert regions is not None and regions.boxes and regions.dim == 9
 
 
 def test_the_task_token_stands_second_and_takes_no_room(tmp_path: Path) -> None:
@@ -337,9 +341,9 @@ def test_the_task_token_stands_second_and_takes_no_room(tmp_path: Path) -> None:
         ("entail", [2, 6, 7, 10, 1, 3], [2, 6, 6, 6, 3]),
         ("match", [2, 11 + 13, 6, 7, 10, 1, 3], [2, 11 + 13, 6, 6, 6, 3]),
     ):
-        served = RECIPE.serve(of_task(task, max_length=12).config, tmp_path / "assets")
-        assert served.text is not None
-        assert load_tokenizer(served.text, tmp_path).ids("Red balls!").tolist() == ids
-        served = RECIPE.serve(of_task(task, max_length=5).config, tmp_path / "assets")
-        assert served.text is not None
-        assert load_tokenizer(served.text, tmp_path).ids("red " * 9).tolist() == cut
+        interface = RECIPE.serve(of_task(task, max_length=12).config, tmp_path / "assets")
+        assert interface.text is not None
+        assert load_tokenizer(interface.text, tmp_path).ids("Red balls!").tolist() == ids
+        interface = RECIPE.serve(of_task(task, max_length=5).config, tmp_path / "assets")
+        assert interface.text is not None
+        assert load_tokenizer(interface.text, tmp_path).ids("red " * 9).tolist() == cut

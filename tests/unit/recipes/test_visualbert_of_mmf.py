@@ -19,7 +19,7 @@ from vlserve.exporter.weights import Weights, fit_names
 
 RECIPE = load_recipe("visualbert", Path(__file__).parents[3] / "export")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ball", "cat", "dog", "##s"]
-SAID: dict[str, Any] = {"vocabulary": WORDS, "max_length": 12, "text_heads": 2}
+FIELDS: dict[str, Any] = {"vocabulary": WORDS, "max_length": 12, "text_heads": 2}
 HIDDEN, CLASSES = 16, 3
 State = dict[str, torch.Tensor]
 
@@ -58,9 +58,9 @@ def head(transform: bool) -> nn.Module:
 
 
 def checkpoint(prefix: str, transform: bool) -> State:
-    named = {mmf_name(name): tensor for name, tensor in trunk().state_dict().items()}
-    named |= {f"classifier.{name}": x for name, x in head(transform).state_dict().items()}
-    return {f"{prefix}{name}": tensor for name, tensor in named.items()}
+    tensors = {mmf_name(name): tensor for name, tensor in trunk().state_dict().items()}
+    tensors |= {f"classifier.{name}": x for name, x in head(transform).state_dict().items()}
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
 def inputs() -> tuple[torch.Tensor, ...]:
@@ -89,7 +89,7 @@ def mmf_answer(task: str, transform: bool) -> torch.Tensor:
     return classifier(pooled)  # type: ignore[no-any-return]
 
 
-NAMED = {"answer": {"answers": ["x", "y", "z"]}, "tag": {"labels": ["x", "y", "z"]}}
+CLASS_NAMES = {"answer": {"answers": ["x", "y", "z"]}, "tag": {"labels": ["x", "y", "z"]}}
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ NAMED = {"answer": {"answers": ["x", "y", "z"]}, "tag": {"labels": ["x", "y", "z
     [("model.", True), ("", True), ("bert.", False), ("net.model.", True)],
     ids=["mmf", "stripped", "uclanlp", "within"],
 )
-@pytest.mark.parametrize("task", NAMED)
+@pytest.mark.parametrize("task", CLASS_NAMES)
 @torch.no_grad()
 def test_it_answers_as_mmf_does(task: str, prefix: str, transform: bool) -> None:
     def load(state: State) -> tuple[dict[str, Any], nn.Module]:
-        config = RECIPE.complete_config(SAID | NAMED[task], state, Path())
+        config = RECIPE.complete_config(FIELDS | CLASS_NAMES[task], state, Path())
         return config, load_network(RECIPE, state, config)
 
     off, (config, network) = fit_names(Weights(checkpoint(prefix, transform)), load)
@@ -112,10 +112,10 @@ def test_it_answers_as_mmf_does(task: str, prefix: str, transform: bool) -> None
 
 
 def test_the_task_must_be_said_where_names_do_not_show_it() -> None:
-    for said in ({}, {"task": "pretrain"}):
+    for changes in ({}, {"task": "pretrain"}):
         with pytest.raises(ExportError, match="in MMF's layout must say the task: answer where"):
-            RECIPE.complete_config(SAID | said, checkpoint("model.", True), Path())
-    config = RECIPE.complete_config(SAID | {"task": "tag"}, checkpoint("model.", True), Path())
+            RECIPE.complete_config(FIELDS | changes, checkpoint("model.", True), Path())
+    config = RECIPE.complete_config(FIELDS | {"task": "tag"}, checkpoint("model.", True), Path())
     assert config["task"] == "tag"
 
 
@@ -123,6 +123,6 @@ def test_a_head_over_two_images_is_refused() -> None:
     """nlvr2's, which reads both pooled states at once."""
     state = checkpoint("model.", True)
     state["model.classifier.0.dense.weight"] = torch.zeros(2 * HIDDEN, 2 * HIDDEN)
-    config = RECIPE.complete_config(SAID | NAMED["tag"], state, Path())
+    config = RECIPE.complete_config(FIELDS | CLASS_NAMES["tag"], state, Path())
     with pytest.raises(CheckpointMismatch, match=r"classifier\.0\.dense\.weight is \(32, 32\)"):
         load_network(RECIPE, state, config)

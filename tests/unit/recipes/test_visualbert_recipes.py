@@ -34,8 +34,8 @@ ENCODER = {
 ONE_LAYER = ENCODER | {"layers": 1, "first_cross_layer": 1}
 RESNET = ResNetConfig(layers=(1, 1), width=4)
 GRID = {"checkpoint": "resnet.safetensors", "image": {"height": 24, "width": 32}}
-SAID: dict[str, Any] = {"vocabulary": WORDS, "max_length": 12, "text_heads": 2}
-CONFIG = SAID | {"encoder": ENCODER, "visual_dim": 8}
+FIELDS: dict[str, Any] = {"vocabulary": WORDS, "max_length": 12, "text_heads": 2}
+CONFIG = FIELDS | {"encoder": ENCODER, "visual_dim": 8}
 TASKS: dict[str, dict[str, Any]] = {
     "answer": {"answers": ["cat", "red", "two"], "classes": 3},
     "tag": {"labels": ["a", "b", "c", "d"], "classes": 4, "multi_label": True},
@@ -85,10 +85,8 @@ def test_a_graph_answers_like_the_network(
 
 
 def test_every_task_of_both_families_is_exported() -> None:
-    proved = {(family, options["task"]) for family, options in MODELS.values()}
-    assert proved == {
-        (name, task) for name, recipe in RECIPES.items() for task in recipe.spec.tasks
-    }
+    pairs = {(family, options["task"]) for family, options in MODELS.values()}
+    assert pairs == {(name, task) for name, recipe in RECIPES.items() for task in recipe.spec.tasks}
 
 
 @pytest.mark.parametrize("family", RECIPES)
@@ -96,13 +94,15 @@ def test_every_task_of_both_families_is_exported() -> None:
 def test_what_a_task_is_told(task: str, family: str, tmp_path: Path) -> None:
     (tmp_path / "assets").mkdir()
     config = model(family, task, max_regions=50).config
-    served = RECIPES[family].serve(config, tmp_path / "assets")
-    assert served.task == task and served.image is None and served.text is not None
-    assert served.labels == tuple(TASKS[task].get("labels", TASKS[task].get("answers")))
-    assert served.multi_label == (task == "tag")
-    assert served.regions is not None
-    assert (served.regions.dim, served.regions.max_regions, served.regions.boxes) == (8, 50, False)
-    assert load_tokenizer(served.text, tmp_path).ids("Red balls!").tolist() == [2, 6, 7, 10, 1, 3]
+    interface = RECIPES[family].serve(config, tmp_path / "assets")
+    assert interface.task == task and interface.image is None and interface.text is not None
+    assert interface.labels == tuple(TASKS[task].get("labels", TASKS[task].get("answers")))
+    assert interface.multi_label == (task == "tag")
+    regions = interface.regions
+    assert regions is not None
+    assert (regions.dim, regions.max_regions, regions.boxes) == (8, 50, False)
+    ids = load_tokenizer(interface.text, tmp_path).ids("Red balls!")
+    assert ids.tolist() == [2, 6, 7, 10, 1, 3]
 
 
 def with_a_resnet(folder: Path) -> State:
@@ -119,7 +119,7 @@ def with_a_resnet(folder: Path) -> State:
 def test_a_grid_is_merged_and_makes_the_features(family: str, tmp_path: Path) -> None:
     resnet, recipe = with_a_resnet(tmp_path), RECIPES[family]
     state = dict(model(family, "answer").network.state_dict())
-    config = recipe.complete_config(SAID | {"grid": GRID, **TASKS["answer"]}, state, tmp_path)
+    config = recipe.complete_config(FIELDS | {"grid": GRID, **TASKS["answer"]}, state, tmp_path)
     assert config["grid"]["checkpoint"] == str(tmp_path / GRID["checkpoint"])
     network = load_network(recipe, state, config)
     assert all(
@@ -135,15 +135,16 @@ def test_a_grid_is_merged_and_makes_the_features(family: str, tmp_path: Path) ->
         grid.assert_equal("features", grid.export("features", format))  # type: ignore[arg-type]
     assert not any("grid" in name for name in grid.plans["model"].module.state_dict())
     (tmp_path / "assets").mkdir()
-    served = recipe.serve(config, tmp_path / "assets")
-    assert served.image is not None and (served.image.height, served.image.width) == (24, 32)
+    interface = recipe.serve(config, tmp_path / "assets")
+    image = interface.image
+    assert image is not None and (image.height, image.width) == (24, 32)
 
 
 def test_a_grid_of_another_width_is_refused(tmp_path: Path) -> None:
     with_a_resnet(tmp_path)
     state = model("visualbert", "answer", visual_dim=9).network.state_dict()
     with pytest.raises(ExportError, match="grid's features are 8 wide, the network reads 9"):
-        RECIPES["visualbert"].complete_config(SAID | {"grid": GRID}, state, tmp_path)
+        RECIPES["visualbert"].complete_config(FIELDS | {"grid": GRID}, state, tmp_path)
 
 
 def transformers_config(**options: Any) -> dict[str, Any]:
@@ -172,13 +173,13 @@ def test_transformers_config_is_read_as_it_is(family: str, tmp_path: Path) -> No
     assert config["task"] == "answer" and config["answers"] == ["cat", "red", "two"]
     assert config["encoder"] == ENCODER | {"heads": 4, "layer_norm_eps": 1e-6}
     assert config["vocabulary"] == WORDS and config["max_length"] == 24
-    loaded = load_network(RECIPES[family], state, config).state_dict()
-    assert loaded.keys() == state.keys() - {"visual_bert.embeddings.position_ids"}
-    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
+    network_state = load_network(RECIPES[family], state, config).state_dict()
+    assert network_state.keys() == state.keys() - {"visual_bert.embeddings.position_ids"}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network_state.items())
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("changes", "reason"),
     [
         (transformers_config(num_hidden_layers=3), "encoder: config.json says .*'layers': 3"),
         (transformers_config(visual_embedding_dim=4), "visual_dim: config.json says 4"),
@@ -188,21 +189,21 @@ def test_transformers_config_is_read_as_it_is(family: str, tmp_path: Path) -> No
     ids=["layers", "width", "answers", "task"],
 )
 def test_a_config_that_says_otherwise_than_the_tensors_is_refused(
-    said: dict[str, Any], reason: str
+    changes: dict[str, Any], reason: str
 ) -> None:
     state = model("visualbert", "answer").network.state_dict()
     with pytest.raises(CheckpointMismatch, match=reason):
-        RECIPES["visualbert"].complete_config(SAID | said, state, Path())
+        RECIPES["visualbert"].complete_config(FIELDS | changes, state, Path())
 
 
 def test_a_network_that_is_not_read_says_why() -> None:
     state = model("visualbert", "answer").network.state_dict()
-    for said, reason in (
+    for changes, reason in (
         ({"bypass_transformer": True}, "bypass_transformer is True; only False is read"),
         ({"hidden_act": "relu"}, "hidden_act is relu; only gelu is read"),
     ):
         with pytest.raises(ExportError, match=reason):
-            RECIPES["visualbert"].complete_config(transformers_config(**said), state, Path())
+            RECIPES["visualbert"].complete_config(transformers_config(**changes), state, Path())
 
 
 WORD = "visual_bert.embeddings.word_embeddings.weight"
@@ -231,7 +232,7 @@ def test_what_is_no_checkpoint_of_the_family_is_refused_with_the_reason(
     recipe, state = RECIPES[family], dict(model(family, "answer").network.state_dict())
     change(state)
     with pytest.raises(CheckpointMismatch, match=f"not a {family} checkpoint: {reason}"):
-        load_network(recipe, state, recipe.complete_config(SAID, state, Path()))
+        load_network(recipe, state, recipe.complete_config(FIELDS, state, Path()))
 
 
 def test_each_family_refuses_the_others_checkpoint() -> None:
@@ -239,7 +240,7 @@ def test_each_family_refuses_the_others_checkpoint() -> None:
         state = model(other, "answer").network.state_dict()
         recipe: Recipe = RECIPES[family]
         with pytest.raises(CheckpointMismatch, match=r"visual_bert\.coattention"):
-            load_network(recipe, state, recipe.complete_config(SAID, state, Path()))
+            load_network(recipe, state, recipe.complete_config(FIELDS, state, Path()))
 
 
 def pretrained(**change: torch.Tensor | None) -> State:
@@ -256,11 +257,11 @@ def test_a_pretraining_checkpoint_is_read_with_its_heads(
     change: dict[str, None], tmp_path: Path
 ) -> None:
     recipe, state = RECIPES["visualbert"], pretrained(**change)
-    config = recipe.complete_config(SAID, state, Path())
+    config = recipe.complete_config(FIELDS, state, Path())
     assert config["task"] == "pretrain"
-    loaded = load_network(recipe, state, config).state_dict()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
-    assert torch.equal(loaded[DECODER], state[WORD])
+    network_state = load_network(recipe, state, config).state_dict()
+    assert all(torch.equal(network_state[name], tensor) for name, tensor in state.items())
+    assert torch.equal(network_state[DECODER], state[WORD])
     with pytest.raises(ExportError, match="pretrain has no head that answers requests"):
         recipe.serve(config, tmp_path)
 
@@ -268,15 +269,15 @@ def test_a_pretraining_checkpoint_is_read_with_its_heads(
 def test_shared_parameters_that_differ_are_refused() -> None:
     recipe, state = RECIPES["visualbert"], pretrained(**{DECODER: torch.rand(len(WORDS), 16)})
     with pytest.raises(CheckpointMismatch, match=f"{DECODER} must be {WORD}, but differs"):
-        load_network(recipe, state, recipe.complete_config(SAID, state, Path()))
+        load_network(recipe, state, recipe.complete_config(FIELDS, state, Path()))
 
 
 def test_names_of_the_classes_are_needed_and_may_lie_in_a_file(tmp_path: Path) -> None:
     recipe, state = RECIPES["visualbert"], model("visualbert", "answer").network.state_dict()
     with pytest.raises(ExportError, match="names no answers"):
-        recipe.serve(recipe.complete_config(SAID, state, tmp_path), tmp_path)
+        recipe.serve(recipe.complete_config(FIELDS, state, tmp_path), tmp_path)
     (tmp_path / "answers.json").write_text(json.dumps(["x", "y", "z"]), encoding="utf-8")
-    config = recipe.complete_config(SAID | {"answers": "answers.json"}, state, tmp_path)
+    config = recipe.complete_config(FIELDS | {"answers": "answers.json"}, state, tmp_path)
     assert config["answers"] == ["x", "y", "z"]
     with pytest.raises(ExportError, match=r"answers none\.json cannot be read"):
-        recipe.complete_config(SAID | {"answers": "none.json"}, state, tmp_path)
+        recipe.complete_config(FIELDS | {"answers": "none.json"}, state, tmp_path)

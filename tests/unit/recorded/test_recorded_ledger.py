@@ -59,8 +59,8 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = schema_of(store)
-    with monkeypatch.context() as broken:
-        broken.setattr(database, "read_migrations", lambda: (*read_migrations(), "no statement"))
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "read_migrations", lambda: (*read_migrations(), "no statement"))
         with pytest.raises(sqlite3.OperationalError, match="syntax error"):
             Database(store)
     assert schema_of(store) == before < NEWEST
@@ -76,7 +76,7 @@ def test_what_is_kept_of_rollouts_is_read(store: Path) -> None:
     for rollout in (tagger, banner):
         assert rollout.status is RolloutStatus.RUNNING
         assert (rollout.candidate, rollout.stable, rollout.step) == (2, 1, 0)
-    canary, shadow = (RolloutState.from_json(kept.state_json) for kept in (tagger, banner))
+    canary, shadow = (RolloutState.from_json(record.state_json) for record in (tagger, banner))
     assert (canary.judge.weights, shadow.judge.weights) == ((25, 100), (0, 25, 100))
     assert (canary.judge.policy.hold_s, shadow.judge.policy.shadow_percent) == (3600.0, 50)
     assert RolloutState.from_json(canary.to_json()).to_json() == canary.to_json()
@@ -120,9 +120,9 @@ def test_a_newer_ledger_is_refused_with_both_numbers_and_not_changed(
 def test_a_ledger_that_a_killed_service_left_is_read(store: Path) -> None:
     with Ledger(store) as ledger:
         ledger.record("tagger", 2, "held", reason="in the -wal alone")
-        killed = shutil.copytree(store, store.with_name("killed"))
-    assert (killed / f"{LEDGER}-wal").stat().st_size > 0
-    with Ledger(killed) as ledger:
+        copy = shutil.copytree(store, store.with_name("killed"))
+    assert (copy / f"{LEDGER}-wal").stat().st_size > 0
+    with Ledger(copy) as ledger:
         assert ledger.events("tagger")[-1].detail == {"reason": "in the -wal alone"}
 
 

@@ -21,42 +21,43 @@ def lines(project: Path, name: str) -> list[Line]:
     ]
 
 
-def same(read: Any, fields: Line) -> bool:
-    return all(getattr(read, name) == value for name, value in fields.items())
+def same(record: Any, fields: Line) -> bool:
+    return all(getattr(record, name) == value for name, value in fields.items())
 
 
 def test_every_line_is_read_with_all_its_fields(project: Path) -> None:
-    read = {
+    readers = {
         "access.jsonl": read_access_line,
         "answers.jsonl": read_answer_line,
         "shadow.jsonl": read_shadow_line,
     }
-    for name, reader in read.items():
-        written = lines(project, name)
-        assert len(written) > 20
-        assert [line for line in written if not same(reader(line), line)] == []
+    for name, reader in readers.items():
+        entries = lines(project, name)
+        assert len(entries) > 20
+        assert [line for line in entries if not same(reader(line), line)] == []
 
 
 def test_requests_of_a_canary_are_evidence_for_both_versions(project: Path) -> None:
     answers = AnswerLog(project / LOGS / "answers.jsonl", "tagger", Cursor())
     answers.read()
     log = project / LOGS / "access.jsonl"
-    found, _ = read_since(log, Cursor(), b'"1/0"')
-    outcomes = [outcome(line, BOTH, answers) for line in as_model(found, read_access_line, log)]
-    judged = [each for each in outcomes if each is not None]
-    assert len(judged) == len(outcomes) >= 60
-    assert {each.candidate for each in judged} == {True, False}
-    assert all(not each.failed and each.latency_ms > 0 for each in judged)
-    assert all(bool(each.tag) != each.refused for each in judged)
-    assert any(each.refused for each in judged)
-    assert any(each.caller for each in judged)
+    log_lines, _ = read_since(log, Cursor(), b'"1/0"')
+    outcomes = [outcome(line, BOTH, answers) for line in as_model(log_lines, read_access_line, log)]
+    evidence = [item for item in outcomes if item is not None]
+    assert len(evidence) == len(outcomes) >= 60
+    assert {item.candidate for item in evidence} == {True, False}
+    assert all(not item.failed and item.latency_ms > 0 for item in evidence)
+    assert all(bool(item.tag) != item.refused for item in evidence)
+    assert any(item.refused for item in evidence)
+    assert any(item.caller for item in evidence)
 
 
 def test_copies_of_a_shadow_find_both_answers(project: Path) -> None:
     answers = AnswerLog(project / LOGS / "answers.jsonl", "banner", Cursor())
     answers.read()
-    copied = copies(map(read_shadow_line, lines(project, "shadow.jsonl")), now=0.0)
-    pairs, waiting = join(copied, BOTH, answers, now=1.0)
-    answered = [copy for copy in copied if copy.status == 200]  # one may be of the refused request
-    assert (len(pairs), waiting) == (len(answered), [])
-    assert len(copied) - 1 <= len(pairs)
+    shadow_copies = copies(map(read_shadow_line, lines(project, "shadow.jsonl")), now=0.0)
+    pairs, rest = join(shadow_copies, BOTH, answers, now=1.0)
+    # one may be of the refused request
+    successes = [copy for copy in shadow_copies if copy.status == 200]
+    assert (len(pairs), rest) == (len(successes), [])
+    assert len(shadow_copies) - 1 <= len(pairs)

@@ -19,12 +19,12 @@ def test_a_twin_answers_the_probes_in_the_older_runtime(archive: Path, tmp_path:
     probes = verify_archive(archive).probes
     original = Original(archive, tmp_path / "unpacked")
     twin = original.pack_twin(tmp_path, 7, Fault("differs"))
-    asked = [{"id": place, "fields": probe.fields} for place, probe in enumerate(probes)]
-    answers = [line["answer"] for line in answer_offline(twin, asked)]
+    requests = [{"id": place, "fields": probe.fields} for place, probe in enumerate(probes)]
+    answers = [line["answer"] for line in answer_offline(twin, requests)]
     expected = [probe.answer for probe in probes]
     assert [difference(*pair) for pair in zip(expected, answers, strict=True)] == [None] * 3
     fields = {**probes[0].fields, "text": "another title"}
     own, faulty = (
-        next(answer_offline(one, [{"id": 0, "fields": fields}])) for one in (archive, twin)
+        next(answer_offline(path, [{"id": 0, "fields": fields}])) for path in (archive, twin)
     )
     assert difference(own["answer"], faulty["answer"]) is not None
