@@ -129,11 +129,11 @@ def adopt(
     from vlserve.runtime.legacy_handler import TRUST
 
     settings = load_settings()
-    trusted = frozenset(settings.trust.pickle)
+    names = frozenset(settings.trust.pickle)
     os.environ[TRUST] = settings.trust.model_dump_json()  # for the worker that records
     wishes = Wishes(
         name, version, batch_size, handler, envelope, ts_config, requests, record, isolate,
-        Allowed(trusted, trust_code, whole),
+        Allowed(names, trust_code, whole),
     )  # fmt: skip
     several = _archives_in(archive)
     if several and (name or record or handler):
@@ -167,7 +167,7 @@ def _requests_of(archive: Path, requests: Path | None) -> Path | None:
     if requests is None:
         return None
     entries = sorted(requests.iterdir())
-    return next((one for one in entries if archive.stem in (one.name, one.stem)), None)
+    return next((entry for entry in entries if archive.stem in (entry.name, entry.stem)), None)
 
 
 def _warn(adoption: "Adoption", settings: Settings) -> None:

@@ -321,10 +321,10 @@ def archive_of(model: str) -> Path:
     refuse_other_machine(f"batch {model}")
     with control_client() as control:
         versions = control.model(model).versions
-    released = next((each.version for each in versions if each.state is State.STABLE), None)
-    if released is None:
+    number = next((each.version for each in versions if each.state is State.STABLE), None)
+    if number is None:
         raise NotReady(f"{model} has no released version: name an archive file instead")
-    return load_settings().model_store / model / str(released) / f"{model}-{released}.mar"
+    return load_settings().model_store / model / str(number) / f"{model}-{number}.mar"
 
 
 def _shard(text: str) -> "Shard":

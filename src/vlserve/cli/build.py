@@ -181,11 +181,11 @@ def train(
             return
         if checkpoint is not None:
             run = Run(recipe_object, checkpoint, data, val, objective, train_options, seed, log_to)
-            filled = run.with_preset(preset)
+            run = run.with_preset(preset)
             if dry_run:
-                show_dry_run(filled, as_json=as_json)
+                show_dry_run(run, as_json=as_json)
             else:
-                show_finetuning(filled, out, resume=resume, strict=strict, as_json=as_json)
+                show_finetuning(run, out, resume=resume, strict=strict, as_json=as_json)
             return
         if objective is not None or dry_run:
             raise typer.BadParameter("needs --from", param_hint="--objective, --dry-run")
@@ -319,8 +319,8 @@ PROCESSORS = {
 
 def _print_int8(report: "Int8Report") -> None:
     for name, graph in report.quantization.graphs.items():
-        left = f", {len(graph.excluded)} nodes left in float" if graph.excluded else ""
-        print_line(f"graph {name}: {graph.method}, {report.faster[name]:.2f}x fp32{left}")
+        remark = f", {len(graph.excluded)} nodes left in float" if graph.excluded else ""
+        print_line(f"graph {name}: {graph.method}, {report.faster[name]:.2f}x fp32{remark}")
     print_line(f"{report.verdict}; plans asked: {report.quantization.plans_asked}")
     print_line(PROCESSORS[report.quantization.vnni])
 

@@ -66,16 +66,16 @@ def status(model: Model, as_json: AsJson = False) -> None:
         _tell(control.capture(model), as_json)
 
 
-def _tell(kept: CaptureView, as_json: bool) -> None:
+def _tell(view: CaptureView, as_json: bool) -> None:
     if as_json:
-        print_json(kept)
+        print_json(view)
         return
-    if kept.share:
-        share = f"{100 * kept.share:g} % of the requests of {kept.model} are kept"
-        print_line(f"{share} for {kept.days:g} days, in {kept.max_bytes / 1024**2:g} MiB")
+    if view.share:
+        share = f"{100 * view.share:g} % of the requests of {view.model} are kept"
+        print_line(f"{share} for {view.days:g} days, in {view.max_bytes / 1024**2:g} MiB")
     else:
-        print_line(f"inputs of {kept.model} are not kept")
-    print_line(f"{kept.inputs} inputs are there, {kept.bytes / 1024**2:.1f} MiB")
+        print_line(f"inputs of {view.model} are not kept")
+    print_line(f"{view.inputs} inputs are there, {view.bytes / 1024**2:.1f} MiB")
 
 
 def add_to(app: typer.Typer) -> None:

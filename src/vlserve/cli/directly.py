@@ -53,5 +53,5 @@ def _go_back(settings: Settings, down: Unreached, go_back: "Callable[[Engine], T
             return go_back(engine)
     except StackDown:
         raise down from None
-    except GatewayTaken as taken:
-        raise StackDown(f"{down}; {taken}") from down
+    except GatewayTaken as error:
+        raise StackDown(f"{down}; {error}") from down

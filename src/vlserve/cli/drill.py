@@ -44,8 +44,8 @@ def drill(
     """
     refuse_other_machine("drill")
     settings = load_settings()
-    started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = out or settings.state_dir / "drill" / f"{model}-{started}"
+    timestamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = out or settings.state_dir / "drill" / f"{model}-{timestamp}"
     run = _run_engines if engines else _run_releases
     passed = run(settings, model, folder, as_json)
     raise typer.Exit(0 if passed else 1)

@@ -32,8 +32,8 @@ def feedback(
     remote = remote_access() is not None
     with control_client() as control:
         marks = control.marks(model)
-    labelled = [mark for mark in marks if mark.label]
-    newest = {mark.request_id: mark for mark in labelled}  # of marks of several pairs of versions
+    labels = [mark for mark in marks if mark.label]
+    newest = {mark.request_id: mark for mark in labels}  # of marks of several pairs of versions
     if export is not None:
         _write(export, list(newest.values()), None if remote else stack_settings().state_dir)
     if as_json:
@@ -43,9 +43,9 @@ def feedback(
     rows = [[*key, count] for key, count in sorted(right.items())]
     print_table(("STABLE", "CANDIDATE", "RIGHT", "MARKS"), rows)
     if export is not None:
-        left_out = len(marks) - len(labelled)
-        said = f"; {left_out} name no label and are left out" if left_out else ""
-        print_line(f"wrote {export}: {len(newest)} labels{said}")
+        rest = len(marks) - len(labels)
+        remark = f"; {rest} name no label and are left out" if rest else ""
+        print_line(f"wrote {export}: {len(newest)} labels{remark}")
         if remote:
             print_line("inputs that were kept lie on the machine of the stack: export there")
 
@@ -63,16 +63,16 @@ def _write(export: Path, marks: Sequence[MarkView], state_dir: Path | None) -> N
         os.fchmod(file.fileno(), _MY_FILE)
         for mark in marks:
             line = {"id": mark.request_id, "label": mark.label}
-            kept = read_input(state_dir, mark.model, mark.request_id) if state_dir else None
-            if kept and kept.text:
-                line["text"] = kept.text
-            if kept and "image" in kept.images:
+            capture = read_input(state_dir, mark.model, mark.request_id) if state_dir else None
+            if capture and capture.text:
+                line["text"] = capture.text
+            if capture and "image" in capture.images:
                 images.mkdir(mode=_MY_FOLDER, exist_ok=True)
                 images.chmod(_MY_FOLDER)
                 image = images / Path(name_of(mark.request_id)).stem
-                with written_whole(image) as opened:
-                    os.fchmod(opened.fileno(), _MY_FILE)
-                    opened.write(kept.images["image"])
+                with written_whole(image) as image_file:
+                    os.fchmod(image_file.fileno(), _MY_FILE)
+                    image_file.write(capture.images["image"])
                 line["img"] = f"{images.name}/{image.name}"
             write_object(file, line)
 

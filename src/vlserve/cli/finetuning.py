@@ -89,7 +89,7 @@ def show_dry_run(run: Run, *, as_json: bool) -> None:
     _print_new(report.new)
     shapes = [(name, " x ".join(map(str, shape))) for name, shape in report.shapes.items()]
     print_table(("INPUT", "SHAPE"), shapes)
-    parts = [(part, learning, every) for part, (learning, every) in report.parameters.items()]
+    parts = [(part, trainable, total) for part, (trainable, total) in report.parameters.items()]
     print_table(("PART", "LEARNS", "PARAMETERS"), parts)
     print_table(("LOSS", "VALUE"), list(report.losses.items()))
     print_line(f"{report.steps} steps an epoch; memory so far {report.memory_mib} MiB")

@@ -52,13 +52,13 @@ def add(name: Name, role: Roles, as_json: AsJson = False) -> None:
 @keys.command(name="list")
 def list_keys(as_json: AsJson = False) -> None:
     """List the named keys, those that were revoked too; never a key itself."""
-    listed = _named_keys().listed()
+    records = _named_keys().listed()
     if as_json:
-        print_json({"keys": [key.model_dump(mode="json", exclude={"sha256"}) for key in listed]})
+        print_json({"keys": [key.model_dump(mode="json", exclude={"sha256"}) for key in records]})
         return
     rows = [
         (key.name, ", ".join(key.roles), key.added_at[:19], (key.revoked_at or "")[:19])
-        for key in listed
+        for key in records
     ]
     print_table(("NAME", "ROLES", "ADDED", "REVOKED"), rows)
 
@@ -77,11 +77,11 @@ def revoke(name: Name, as_json: AsJson = False) -> None:
 def refusals(as_json: AsJson = False) -> None:
     """List the calls that named keys were refused for their role."""
     with control_client() as control:
-        refused = control.refusals()
+        records = control.refusals()
     if as_json:
-        print_json({"refusals": refused})
+        print_json({"refusals": records})
         return
-    rows = [(r.key, r.call, r.needs, r.model, r.times, r.last_at[:19]) for r in refused]
+    rows = [(r.key, r.call, r.needs, r.model, r.times, r.last_at[:19]) for r in records]
     print_table(("KEY", "CALL", "NEEDS", "MODEL", "TIMES", "LAST"), rows)
 
 

@@ -116,7 +116,9 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
 def literal(text: str) -> Text:
     """Return a text without rich's markup, in which what steers a terminal is an escape: labels and
     reasons come from archives, and paths may hold anything."""
-    return Text("".join(repr(one)[1:-1] if _steers(one) else one for one in text))
+    return Text(
+        "".join(repr(character)[1:-1] if _steers(character) else character for character in text)
+    )
 
 
 def _steers(character: str) -> bool:

@@ -59,7 +59,7 @@ def request_prediction(
         ) from error
     except httpx.DecodingError as error:
         raise _not_the_gateway(settings, "answered") from error
-    did = f"answered {response.status_code}"
+    reaction = f"answered {response.status_code}"
     if response.is_success and (answer := _raw_answer(response, model)):
         return answer
     try:
@@ -67,11 +67,11 @@ def request_prediction(
         refusal = body["error"] if response.is_error else None
         message = refusal and f"{refusal['code']}: {refusal['message']}"
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _not_the_gateway(settings, did) from error
+        raise _not_the_gateway(settings, reaction) from error
     if message:
         raise StackError(message)
     if not (isinstance(body, dict) and body.keys() >= set(ABOUT)):
-        raise _not_the_gateway(settings, did)
+        raise _not_the_gateway(settings, reaction)
     return body
 
 
@@ -89,10 +89,10 @@ def _raw_answer(response: httpx.Response, model: str) -> dict[str, Any] | None:
     return {"model": model, "version": int(version), "request_id": request_id, "answer": body}
 
 
-def _not_the_gateway(settings: Settings, did: str) -> StackError:
+def _not_the_gateway(settings: Settings, reaction: str) -> StackError:
     return StackError(
-        f"{settings.gateway_url} {did}, and not as the gateway does: does its port (gateway.port) "
-        "belong to another program?"
+        f"{settings.gateway_url} {reaction}, and not as the gateway does: does its port "
+        "(gateway.port) belong to another program?"
     )
 
 

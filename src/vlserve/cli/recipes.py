@@ -20,16 +20,16 @@ def recipes(as_json: AsJson = False) -> None:
     from vlserve.exporter.recipe import load_recipe, recipe_files
 
     folder = load_settings().folder("export")
-    listed = [
+    entries = [
         {"recipe": file.stem, **describe(load_recipe(file.stem, folder).spec)}
         for file in recipe_files(folder)
     ]
     if as_json:
-        print_json(listed)
+        print_json(entries)
         return
     rows = [
         (recipe["recipe"], ", ".join(recipe["tasks"]), "\n".join(recipe["reads"]), golden(recipe))
-        for recipe in listed
+        for recipe in entries
     ]
     print_table(("RECIPE", "TASKS", "READS", "GOLDEN"), rows)
 

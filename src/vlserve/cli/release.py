@@ -147,14 +147,14 @@ def release(
                 outcome = control.release(model, version)
             print_json(outcome) if as_json else _print_released(outcome)
             return
-        started = control.start_rollout(model, version, changes)
+        rollout = control.start_rollout(model, version, changes)
         if wait:
-            _follow(control, started, as_json)
+            _follow(control, rollout, as_json)
             return
     if as_json:
-        print_json(started)
+        print_json(rollout)
         return
-    _print_place(started)
+    _print_place(rollout)
     print_line(f"next: vlserve watch {model}, or vlserve pause | promote | abort {model}")
 
 

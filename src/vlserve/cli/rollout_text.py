@@ -15,9 +15,9 @@ def place(view: RolloutView) -> str:
             return f"{view.model} is back on {view.stable}; {view.candidate} was taken back"
     copies = f"copies of {view.shadow_percent} % of requests"
     share = copies if view.shadow_percent else f"{view.weight} % of traffic"
-    paused = ", paused" if view.status is RolloutStatus.PAUSED else ""
+    suffix = ", paused" if view.status is RolloutStatus.PAUSED else ""
     step = f"step {view.step + 1} of {len(view.weights)}"
-    return f"{view.model} {view.candidate} gets {share} ({step}{paused})"
+    return f"{view.model} {view.candidate} gets {share} ({step}{suffix})"
 
 
 def waiting(view: RolloutView) -> str:
@@ -36,13 +36,13 @@ def waiting(view: RolloutView) -> str:
             others.append(part)
     if not gates:
         return "; ".join(others)
-    lacks = [f"{what} ({', '.join(names)})" for what, names in gates.items()]
+    needs = [f"{what} ({', '.join(names)})" for what, names in gates.items()]
     nothing = ["no request has been counted yet"] if _counted(view) == 0 else []
     ends = (
         f"it goes on with that traffic; `vlserve promote {view.model}` and "
         f"`vlserve abort {view.model}` end it now"
     )
-    return "; ".join([*others, *nothing, f"waits for {', '.join(lacks)}", ends])
+    return "; ".join([*others, *nothing, f"waits for {', '.join(needs)}", ends])
 
 
 def waits_for(view: RolloutView) -> str:

@@ -31,22 +31,22 @@ def serve(
     _log_to_stderr()
     end_on_interrupt()
     try:
-        with serving.started(settings, archive, _show, _show_log) as served:
+        with serving.started(settings, archive, _show, _show_log) as server:
             try:
-                served.load()
-                _print_served(served, as_json)
-                served.watch()
+                server.load()
+                _print_served(server, as_json)
+                server.watch()
             except Stopped as stop:
                 _show(f"stopped by {stop.signal.name}")
-                served.leave(_show)
+                server.leave(_show)
     except Stopped:
         _show("stopped before it served")
     else:
         _show("every request was answered, and every process has ended")
 
 
-def _print_served(served: "Serving", as_json: bool) -> None:
-    record, url = served.record, served.settings.gateway_url
+def _print_served(server: "Serving", as_json: bool) -> None:
+    record, url = server.record, server.settings.gateway_url
     if as_json:
         print_json(
             {
@@ -57,8 +57,8 @@ def _print_served(served: "Serving", as_json: bool) -> None:
             }
         )
     else:
-        signed = f", signed by {record.signer}" if record.signer else ""
-        print_line(f"{record.model} {record.version} is ready at {url}{signed}")
+        signature = f", signed by {record.signer}" if record.signer else ""
+        print_line(f"{record.model} {record.version} is ready at {url}{signature}")
 
 
 def _show(line: str) -> None:

@@ -45,7 +45,7 @@ def up(
     from vlserve.stack import stack
 
     refuse_other_machine("up")
-    renewed = renew_copies(find_project_dir(), version("vlserve"))  # settings are among them
+    copies = renew_copies(find_project_dir(), version("vlserve"))  # settings are among them
     settings = load_settings()
     for doubt in settings.doubts():
         print_warning(doubt)
@@ -57,26 +57,26 @@ def up(
                 "gateway": settings.gateway_url,
                 "control": settings.control_url,
                 "project": settings.project_dir,
-                "copies": renewed,
+                "copies": copies,
             }
         )
         return
-    _print_renewed(settings.project_dir, renewed)
+    _print_renewed(settings.project_dir, copies)
     print_line(f"gateway  {settings.gateway_url}")
     print_line(f"control  {settings.control_url}/docs")
 
 
-def _print_renewed(project: Path, renewed: "Renewed") -> None:
-    if renewed.replaced or renewed.removed:
+def _print_renewed(project: Path, copies: "Renewed") -> None:
+    if copies.replaced or copies.removed:
         print_line(
-            f"copies that nobody edited: {len(renewed.replaced)} replaced by this version's, "
-            f"{len(renewed.removed)} removed"
+            f"copies that nobody edited: {len(copies.replaced)} replaced by this version's, "
+            f"{len(copies.removed)} removed"
         )
-    for name in renewed.edited:
+    for name in copies.edited:
         new = packaged_dir() / name
-        brings = f"brings another one: {new}" if new.exists() else "has none"
-        print_line(f"{name} is edited, and this version of vlserve {brings}")
-    if renewed.edited:
+        remark = f"brings another one: {new}" if new.exists() else "has none"
+        print_line(f"{name} is edited, and this version of vlserve {remark}")
+    if copies.edited:
         print_line(f"once they are compared, `vlserve init {project}` notes it")
 
 
@@ -91,8 +91,8 @@ def down(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"stopped": stopped})
         return
-    was = "is down" if stopped else "was not up"
-    print_line(f"the stack of {settings.project_dir} {was}")
+    outcome = "is down" if stopped else "was not up"
+    print_line(f"the stack of {settings.project_dir} {outcome}")
 
 
 def status(as_json: AsJson = False) -> None:
@@ -131,11 +131,11 @@ def status(as_json: AsJson = False) -> None:
         )
         return
     if settings and not processes and not models and len(troubles) < 2:
-        left = ", ".join(sorted({each.name() for each in left_behind(settings)}))
-        if left:
+        names = ", ".join(sorted({each.name() for each in left_behind(settings)}))
+        if names:
             print_line(
                 f"supervisord and the control service are gone, and of the stack of "
-                f"{settings.project_dir} these still run: {left}. `vlserve up` starts everything "
+                f"{settings.project_dir} these still run: {names}. `vlserve up` starts everything "
                 "anew, `vlserve down` ends them"
             )
             return

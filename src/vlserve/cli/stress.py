@@ -28,8 +28,8 @@ DEFAULT_USERS = 4
 
 
 def _new_folder(settings: Settings, model: str) -> Path:
-    started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return settings.state_dir / "stress" / f"{model}-{started}"
+    timestamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return settings.state_dir / "stress" / f"{model}-{timestamp}"
 
 
 def refuse_without_gateway(settings: Settings) -> None:

@@ -59,8 +59,8 @@ def register(
             f"{todo}, it is {outcome.state}"
         )
         return
-    where = f" on {outcome.engine}" if engine else ""
-    print_line(f"{outcome.model} {outcome.version} is {outcome.state}{where}")
+    place = f" on {outcome.engine}" if engine else ""
+    print_line(f"{outcome.model} {outcome.version} is {outcome.state}{place}")
     if outcome.signer:
         print_line(f"signed by {outcome.signer}")
     if outcome.untuned:
@@ -83,13 +83,13 @@ def sign(
     from vlserve.signing.archives import sign_archive
     from vlserve.signing.keys import read_private_key
 
-    signed = sign_archive(archive, read_private_key(key))
+    result = sign_archive(archive, read_private_key(key))
     if as_json:
-        print_json(signed)
+        print_json(result)
         return
-    for file in signed.written:
+    for file in result.written:
         print_line(f"wrote {file}")
-    print_line(f"signed with the key {signed.key[:12]}…; next: vlserve register {archive}")
+    print_line(f"signed with the key {result.key[:12]}…; next: vlserve register {archive}")
 
 
 def unload(model: Model, version: Version, as_json: AsJson = False) -> None:
@@ -112,12 +112,12 @@ def delete(model: Model, version: Version, as_json: AsJson = False) -> None:
     if as_json:
         print_json(outcome)
         return
-    freed = (
+    remark = (
         f"{outcome.freed_bytes / 1024**2:.1f} MiB are free"
         if outcome.freed_bytes
         else "it was gone"
     )
-    print_line(f"{model} {outcome.version} is {outcome.state}: {freed}; its number stays taken")
+    print_line(f"{model} {outcome.version} is {outcome.state}: {remark}; its number stays taken")
     back = f"goes to {outcome.rollback_to}" if outcome.rollback_to else "has nowhere to go"
     print_line(f"a rollback of {model} {back}")
 

@@ -30,9 +30,9 @@ def bare(folder: Path, shm_prefix: str, temporary: Path) -> str:
         shm_prefix: how the names of this instance's shared memory begin.
         temporary: its own folder for temporary files, which is emptied.
     """
-    left = _workers_of(folder)
-    kill(left)
-    wait_until_gone(left, _GONE_S)
+    workers = _workers_of(folder)
+    kill(workers)
+    wait_until_gone(workers, _GONE_S)
     shared_memory.remove(shm_prefix)
     for name in (REPOSITORY, "store", "backends"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -48,8 +48,8 @@ def bare(folder: Path, shm_prefix: str, temporary: Path) -> str:
 def link_backend(folder: Path, home: Path) -> Path:
     """Make ``folder``'s backends/python of links to that of the Triton in ``home``, with the worker
     of this Python; return backends, which tritonserver is started with."""
-    linked = folder / "backends" / "python"
-    linked.mkdir(parents=True)
+    links = folder / "backends" / "python"
+    links.mkdir(parents=True)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     backend = home / "backends" / "python"
     for file in (
@@ -57,8 +57,8 @@ def link_backend(folder: Path, home: Path) -> Path:
         backend / "triton_python_backend_utils.py",
         home / "python_backend_stubs" / version / STUB,
     ):
-        (linked / file.name).symlink_to(file)
-    return linked.parent
+        (links / file.name).symlink_to(file)
+    return links.parent
 
 
 def _workers_of(folder: Path) -> list[psutil.Process]:

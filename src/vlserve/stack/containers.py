@@ -69,33 +69,33 @@ def drain(settings: Settings) -> bool:
 
 
 def engine_failures(settings: Settings) -> tuple[list[str], list[str]]:
-    """(asked, failed): each loaded version of each instance answers its first probe right."""
+    """(questions, failures): each loaded version of each instance answers its first probe right."""
     engine = EngineGroup(endpoints(settings), settings.engine)
-    asked: list[str] = []
-    failed: list[str] = []
+    questions: list[str] = []
+    failures: list[str] = []
     try:
-        loaded = engine.loaded()
+        versions = engine.loaded()
         for instance in engine.instances():
-            for model, version in loaded.get(instance.name, {}):
-                asked.append(f"{model} {version} on {instance.name}")
+            for model, version in versions.get(instance.name, {}):
+                questions.append(f"{model} {version} on {instance.name}")
                 try:
                     manifest = _manifest(settings, model, version)
                 except ArchiveError as error:
-                    failed.append(str(error))
+                    failures.append(str(error))
                     continue
-                failed += failed_probes(engine, [instance], manifest, manifest.probes[:1])
+                failures += failed_probes(engine, [instance], manifest, manifest.probes[:1])
     finally:
         engine.close()
-    return asked, failed
+    return questions, failures
 
 
 def gateway_failures(settings: Settings) -> tuple[list[str], list[str]]:
-    """(asked, failed): each released model's stable version answers its first probe right, asked
-    as clients ask."""
+    """(questions, failures): each released model's stable version answers its first probe right,
+    asked as clients ask."""
     with ControlClient.of(settings) as control:
-        released = [model for model in control.models() if model.stable is not None]
-    failed = [failure for model in released for failure in _ask_stable(settings, model)]
-    return [f"{model.model} {model.stable} through the gateway" for model in released], failed
+        models = [model for model in control.models() if model.stable is not None]
+    failures = [failure for model in models for failure in _ask_stable(settings, model)]
+    return [f"{model.model} {model.stable} through the gateway" for model in models], failures
 
 
 def _ask_stable(settings: Settings, model: ModelView) -> list[str]:
@@ -130,8 +130,8 @@ def _wrong_answer(
 
 def _wrong_exchange(settings: Settings, url: str, probe: Probe) -> list[str]:
     """Ask an adopted archive, whose probe is a client's whole request, and its answer too."""
-    asked = ExchangeFields.model_validate(probe.fields)
-    response = _post(settings, url, content=asked.content, headers=asked.headers)
+    fields = ExchangeFields.model_validate(probe.fields)
+    response = _post(settings, url, content=fields.content, headers=fields.headers)
     own = {name: response.headers.get(name, "") for name in probe.answer["headers"]}
     answer = answer_of(RawAnswer(response.status_code, own, response.content))
     return [f": {fault}" for fault in different_exchange(probe.answer, answer)]
@@ -156,14 +156,14 @@ def _manifest(settings: Settings, model: str, version: int) -> Manifest:
     return manifest_of(settings.model_store / model / str(version) / f"{model}-{version}.mar")
 
 
-def _check(asked: Sequence[str], failed: Sequence[str]) -> int:
-    for line in failed:
+def _check(questions: Sequence[str], failures: Sequence[str]) -> int:
+    for line in failures:
         print(f"failed: {line}", file=sys.stderr)
-    if not asked:
+    if not questions:
         print("up; nothing is loaded or released, so nothing was predicted")
-    elif not failed:
-        print(f"predicted right: {', '.join(asked)}")
-    return 1 if failed else 0
+    elif not failures:
+        print(f"predicted right: {', '.join(questions)}")
+    return 1 if failures else 0
 
 
 def main(words: Sequence[str]) -> int:

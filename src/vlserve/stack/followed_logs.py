@@ -39,14 +39,14 @@ class _Log:
             self._file.close()
 
     def _is_newest(self, file: BinaryIO) -> bool:
-        opened = os.fstat(file.fileno())
+        status = os.fstat(file.fileno())
         try:
-            named = self._path.stat()
+            newest = self._path.stat()
         except OSError:  # the next one is not there yet
             return True
-        if (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino):
+        if (newest.st_dev, newest.st_ino) != (status.st_dev, status.st_ino):
             return False
-        if named.st_size < file.tell():  # it was emptied
+        if newest.st_size < file.tell():  # it was emptied
             file.seek(0)
         return True
 

@@ -21,12 +21,12 @@ def archive_in(place: Path) -> Path:
     """
     if not place.is_dir():
         return place
-    found = sorted(file for file in place.glob("*.mar") if file.is_file())
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(file.name for file in found[:3]) or "none"
+    archives = sorted(file for file in place.glob("*.mar") if file.is_file())
+    if len(archives) == 1:
+        return archives[0]
+    names = ", ".join(file.name for file in archives[:3]) or "none"
     raise ArchiveUnreadable(
-        f"{place} must hold one archive (.mar), and holds {len(found)} ({names}): name the file"
+        f"{place} must hold one archive (.mar), and holds {len(archives)} ({names}): name the file"
     )
 
 
@@ -41,20 +41,20 @@ def taken_over(
         SignatureRefused: It is not signed as ``trust`` asks.
         OSError: It cannot be read, or the store not written.
     """
-    incoming = store / "incoming.mar"
+    copy = store / "incoming.mar"
     store.mkdir(parents=True)
-    shutil.copyfile(archive, incoming)
-    sha256 = file_sha256(incoming)
+    shutil.copyfile(archive, copy)
+    sha256 = file_sha256(copy)
     signer = signer_of_new(trust, sha256, read_beside(archive), archive.name)
-    manifest = servable(incoming, archive.name)
+    manifest = servable(copy, archive.name)
     model, version = manifest.model, manifest.version
-    kept = store / f"{model}-{version}.mar"
-    incoming.replace(kept)
+    file = store / f"{model}-{version}.mar"
+    copy.replace(file)
     now = datetime.now(UTC).isoformat()
     return VersionRecord(
         model=model,
         version=version,
-        archive=kept,
+        archive=file,
         sha256=sha256,
         manifest=manifest,
         state=State.STABLE,

@@ -28,9 +28,9 @@ class Listening:
     """Of an engine's port: how far it is from the setting's value."""
 
     def __str__(self) -> str:
-        beside = f" + {self.offset}" if self.offset else ""
+        offset = f" + {self.offset}" if self.offset else ""
         variable = f"VLSERVE_{self.setting.upper().replace('.', '__')}"
-        return f"{self.port} ({self.setting}{beside}, {variable})"
+        return f"{self.port} ({self.setting}{offset}, {variable})"
 
 
 def refuse_busy_ports(settings: Settings, with_control: bool = True) -> None:
@@ -48,11 +48,11 @@ def refuse_busy_ports(settings: Settings, with_control: bool = True) -> None:
         time.sleep(_POLL_S)
 
 
-def _busy_ports(listening: Iterable[Listening]) -> dict[str, str | None]:
+def _busy_ports(listeners: Iterable[Listening]) -> dict[str, str | None]:
     """Return who listens at each port, by its setting; None where that process cannot be seen."""
     return {
         str(each): _holder(each.port)
-        for each in listening
+        for each in listeners
         if _is_busy(each.host, each.port, each.setting)
     }
 
@@ -86,8 +86,8 @@ def refuse_equal_ports(settings: Settings, with_control: bool = True) -> None:
         before.append(each)
 
 
-def _overlap(one: str, other: str) -> bool:
-    return one == other or bool({one, other} & {"0.0.0.0", "::", "localhost"})
+def _overlap(host: str, other: str) -> bool:
+    return host == other or bool({host, other} & {"0.0.0.0", "::", "localhost"})
 
 
 def _is_busy(host: str, port: int, setting: str) -> bool:

@@ -53,13 +53,13 @@ class Serving:
         self,
         settings: Settings,
         record: VersionRecord,
-        one: OneVersion,
+        version: OneVersion,
         gateway: EnvoyGateway,
         supervisord: subprocess.Popen[bytes],
     ) -> None:
         self.settings = settings
         self.record = record
-        self._one = one
+        self._one = version
         self._gateway = gateway
         self._supervisord = supervisord
 
@@ -120,25 +120,25 @@ def started(
     if own.gateway_tls is not None:
         own.gateway_tls.refuse_unusable()
     refuse_missing_cuda(own)
-    with ExitStack() as opened:
-        opened.enter_context(_alone(own))
+    with ExitStack() as stack:
+        stack.enter_context(_alone(own))
         stop_processes(own, progress)  # of one whose kernel did not end them with it
         refuse_busy_ports(own, with_control=False)
         _clear(own.state_dir)
         progress(f"reading {place}")
         record = taken_over(archive_in(place), own.model_store, own.engine.kinds[0], own.trust)
-        opened.enter_context(FollowedLogs(_logs(own), show_log))
-        below = opened.enter_context(_running(own, record, progress))
-        gateway = opened.enter_context(closing(EnvoyGateway(own)))
-        engine = opened.enter_context(closing(EngineGroup(endpoints(own), own.engine)))
+        stack.enter_context(FollowedLogs(_logs(own), show_log))
+        process = stack.enter_context(_running(own, record, progress))
+        gateway = stack.enter_context(closing(EnvoyGateway(own)))
+        engine = stack.enter_context(closing(EngineGroup(endpoints(own), own.engine)))
         with asking(own) as http:
             wait_until_answering(own, questions(own, http), progress)
-        one = OneVersion(record, engine, gateway, own.control.tick_s)
-        opened.callback(one.stop)
-        liveness = Liveness(one, engine, gateway, one, own.engine, Supervisor(own).kill)
+        version = OneVersion(record, engine, gateway, own.control.tick_s)
+        stack.callback(version.stop)
+        liveness = Liveness(version, engine, gateway, version, own.engine, Supervisor(own).kill)
         liveness.start()
-        opened.callback(liveness.stop)
-        yield Serving(own, record, one, gateway, below)
+        stack.callback(liveness.stop)
+        yield Serving(own, record, version, gateway, process)
 
 
 def own_settings(settings: Settings) -> Settings:
@@ -171,21 +171,21 @@ def _running(
     settings: Settings, record: VersionRecord, progress: Progress
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start the processes, and end them after the body; yields supervisord."""
-    below = None
+    process = None
     try:
-        below = _start(settings, record, progress)
-        _wait_until_it_answers(below, Supervisor(settings))
-        yield below
+        process = _start(settings, record, progress)
+        _wait_until_it_answers(process, Supervisor(settings))
+        yield process
     finally:
         end(settings, progress)
-        if below is not None:
-            below.wait()
+        if process is not None:
+            process.wait()
 
 
-def _wait_until_it_answers(below: subprocess.Popen[bytes], supervisor: Supervisor) -> None:
+def _wait_until_it_answers(process: subprocess.Popen[bytes], supervisor: Supervisor) -> None:
     deadline = time.monotonic() + _ANSWER_S
     while not supervisor.answers():
-        if below.poll() is not None or time.monotonic() > deadline:
+        if process.poll() is not None or time.monotonic() > deadline:
             raise StackError("supervisord does not start; it says why above, if it does")
         time.sleep(_POLL_S)
 

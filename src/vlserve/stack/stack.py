@@ -97,8 +97,10 @@ def _with_engine_of_models(settings: Settings, progress: Progress) -> Settings:
     a new release of vlserve with another default moves no version."""
     if "kind" in settings.engine.model_fields_set:
         return settings
-    running = read_kept(settings.state_dir)
-    kinds = set(running.engine.kinds if running else engines_in_use(settings.model_store))
+    last_settings = read_kept(settings.state_dir)
+    kinds = set(
+        last_settings.engine.kinds if last_settings else engines_in_use(settings.model_store)
+    )
     if kinds <= set(settings.engine.kinds):
         return settings
     kind = "both" if len(kinds) > 1 else kinds.pop()
@@ -228,10 +230,10 @@ def _knows_us(control: ControlClient) -> bool:
 
 def _refuse_other_settings(settings: Settings) -> None:
     """Settings take effect at a start: a stack that runs with others must not look like this."""
-    changed = differing(settings, settings_of_running(settings))
-    if changed:
+    names = differing(settings, settings_of_running(settings))
+    if names:
         raise StackError(
-            f"the stack runs with other settings of {', '.join(changed)}: "
+            f"the stack runs with other settings of {', '.join(names)}: "
             "`vlserve down`, then `vlserve up`"
         )
 

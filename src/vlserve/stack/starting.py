@@ -52,20 +52,20 @@ def wait_until_answering(
     Raises:
         StackError: One does not in time, or ends again and again; with the end of its log.
     """
-    waiting = dict(questions)
+    rest = dict(questions)
     starts: dict[str, set[int]] = {}
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
-        for name in [name for name, is_up in waiting.items() if is_up()]:
+        for name in [name for name, is_up in rest.items() if is_up()]:
             progress(f"{name} answers")
-            del waiting[name]
-        if not waiting:
+            del rest[name]
+        if not rest:
             return
         for process in Supervisor(settings).processes():
             starts.setdefault(process.name, set()).add(process.started_at)
-        failing = [name for name in waiting if len(starts.get(name, ())) > _STARTS_BEFORE_GIVING_UP]
-        if failing or time.monotonic() > deadline:
-            raise StackError(_told_by_log(settings, (failing or list(waiting))[0]))
+        failures = [name for name in rest if len(starts.get(name, ())) > _STARTS_BEFORE_GIVING_UP]
+        if failures or time.monotonic() > deadline:
+            raise StackError(_told_by_log(settings, (failures or list(rest))[0]))
         time.sleep(_POLL_S)
 
 

@@ -38,14 +38,14 @@ def end(settings: Settings, progress: Progress) -> bool:
     Raises:
         StackError: A process outlives even SIGKILL.
     """
-    running = Supervisor(settings)
-    was_up = running.answers()
+    supervisor = Supervisor(settings)
+    was_up = supervisor.answers()
     if was_up:
         progress("stopping every process")
         with suppress(StackError):  # what it does not stop is stopped below
-            running.shutdown()
+            supervisor.shutdown()
             # Left alone, supervisord looks once a second whether a program has ended.
-            _wait_until_gone(settings, STOP_TIMEOUT_S, meanwhile=running.answers)
+            _wait_until_gone(settings, STOP_TIMEOUT_S, meanwhile=supervisor.answers)
     orphans = stop_processes(settings, progress)
     shared_memory.remove(shared_memory.stack_prefix(settings.state_dir))
     for endpoint in endpoints(settings):

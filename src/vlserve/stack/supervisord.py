@@ -95,7 +95,7 @@ def start_below(conf: Path, settings: Settings) -> subprocess.Popen[bytes]:
 def start(conf: Path, settings: Settings) -> None:
     """Start supervisord in a session of its own, so that it outlives the shell."""
     command = [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(conf)]
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         env=environment(settings),
         stdin=subprocess.DEVNULL,
@@ -105,8 +105,8 @@ def start(conf: Path, settings: Settings) -> None:
         check=False,
         encoding="utf-8",
     )
-    if done.returncode:
-        raise StackError(f"supervisord does not start: {(done.stderr or done.stdout).strip()}")
+    if result.returncode:
+        raise StackError(f"supervisord does not start: {(result.stderr or result.stdout).strip()}")
 
 
 def _write_torchserve(endpoint: Endpoint, settings: Settings) -> None:
@@ -124,8 +124,8 @@ def _write_torchserve(endpoint: Endpoint, settings: Settings) -> None:
         "metrics_config": settings.config_file("torchserve/metrics.yaml"),
     }
     # JSON's escapes are those of a .properties file, which is Latin-1
-    escaped = {name: json.dumps(str(value))[1:-1] for name, value in values.items()}
-    text = _filled(settings.config_file("torchserve/config.properties"), escaped)
+    texts = {name: json.dumps(str(value))[1:-1] for name, value in values.items()}
+    text = _filled(settings.config_file("torchserve/config.properties"), texts)
     (endpoint.folder / "config.properties").write_text(text, encoding="utf-8")
 
 
@@ -181,12 +181,12 @@ def environment(settings: Settings) -> dict[str, str]:
     and of that shell's variables `INHERITED` alone. TorchServe, Java, Python, the loader and
     supervisord read dozens (TS_CONFIG_FILE, JAVA_TOOL_OPTIONS, PYTHONPATH, LD_PRELOAD, …), each of
     which could keep a stack from starting, or change what it serves."""
-    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    chosen = {
+    shell_variables = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    setting_variables = {
         f"VLSERVE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in settings.model_dump(mode="json").items()
     }
-    return inherited | chosen | _UTF8 | {STACK_VARIABLE: str(settings.state_dir)}
+    return shell_variables | setting_variables | _UTF8 | {STACK_VARIABLE: str(settings.state_dir)}
 
 
 def _writable(values: dict[str, Any]) -> dict[str, str]:

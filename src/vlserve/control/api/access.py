@@ -75,10 +75,10 @@ class Hosts:
 
     def allow(self, host: str) -> bool:
         """Return whether a Host header names the service."""
-        named = _HOST.fullmatch(host)
-        if named is None:
+        match = _HOST.fullmatch(host)
+        if match is None:
             return False
-        return named[1].lower() in self.names or (self.addresses and _is_address(named[1]))
+        return match[1].lower() in self.names or (self.addresses and _is_address(match[1]))
 
     def __str__(self) -> str:
         others = ("an address",) if self.addresses else ()
@@ -121,11 +121,11 @@ class Door:
         headers = Headers(scope=scope)
         limit = self._limit(scope["path"])
         holder = self._holder(scope, headers)
-        refused = refusal(
+        problem = refusal(
             scope["method"], scope["path"], headers, holder is not None, self._hosts
         ) or _too_large(headers, limit)
-        if refused is not None:
-            await error_answer(refused.status, refused.message)(scope, receive, send)
+        if problem is not None:
+            await error_answer(problem.status, problem.message)(scope, receive, send)
             return
         scope[HOLDER] = holder
         with caller.known_by(holder.name if holder else ""):
@@ -136,8 +136,8 @@ class Door:
         if scope["path"].startswith(CONSOLE):
             session = self._sessions.find(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
             return session.holder if session else None
-        sent = headers.getlist("authorization")
-        scheme, _, key = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
+        values = headers.getlist("authorization")
+        scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         return self._callers.holder_of(key.strip(), scope) if scheme.lower() == "bearer" else None
 
     def _limit(self, path: str) -> int:
@@ -150,7 +150,7 @@ class Door:
 
 
 def refusal(
-    method: str, path: str, headers: Headers, has_key: bool, allowed: Hosts
+    method: str, path: str, headers: Headers, has_key: bool, names: Hosts
 ) -> Refusal | None:
     """Return why this request is refused by its headers; None where it is not.
 
@@ -159,12 +159,12 @@ def refusal(
 
     Args:
         has_key: whether it carries a key that is in force.
-        allowed: the names by which the service is asked.
+        names: those by which the service is asked.
     """
     hosts = headers.getlist("host")
-    if len(hosts) != 1 or not allowed.allow(hosts[0]):
-        named = " and ".join(repr(host[:_SHOWN_CHARS]) for host in hosts) or "none"
-        return Refusal(403, f"the Host must be {allowed}, not {named} (control.names adds one)")
+    if len(hosts) != 1 or not names.allow(hosts[0]):
+        text = " and ".join(repr(host[:_SHOWN_CHARS]) for host in hosts) or "none"
+        return Refusal(403, f"the Host must be {names}, not {text} (control.names adds one)")
     for origin in headers.getlist("origin"):
         if origin.lower() not in (f"http://{hosts[0]}".lower(), f"https://{hosts[0]}".lower()):
             return Refusal(403, f"requests from {origin[:_SHOWN_CHARS]!r} are refused")
@@ -178,11 +178,11 @@ def refusal(
             "contents of control.key in its state_dir (.vlserve)",
         )
     if method == "POST" and not path.startswith(f"{TORCHSERVE}/"):
-        sent = headers.get("content-type", "").partition(";")[0].strip().lower()
-        content_type = _content_type(path)
-        if sent != content_type:
-            shown = repr(sent[:_SHOWN_CHARS]) if sent else "none"
-            return Refusal(415, f"the content type must be {content_type}, not {shown}")
+        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        expected = _content_type(path)
+        if content_type != expected:
+            value = repr(content_type[:_SHOWN_CHARS]) if content_type else "none"
+            return Refusal(415, f"the content type must be {expected}, not {value}")
     return None
 
 
@@ -226,9 +226,9 @@ class _Counted:
 def _unframed(send: Send) -> Send:
     """Keep pages of others from showing ours in a frame, where a click may be stolen."""
 
-    async def sending(message: Message) -> None:
+    async def send_unframed(message: Message) -> None:
         if message["type"] == "http.response.start":
             MutableHeaders(scope=message)["X-Frame-Options"] = "DENY"
         await send(message)
 
-    return sending
+    return send_unframed

@@ -51,7 +51,7 @@ def create_app(control: Control, settings: Settings, key: str) -> FastAPI:
     check_role = role_check(threads, control.service.refusals)
 
     @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         control.start()
         yield
         await to_thread.run_sync(control.stop)
@@ -61,7 +61,7 @@ def create_app(control: Control, settings: Settings, key: str) -> FastAPI:
         description="Register, release, roll back and unload versions. The command line uses it. "
         "To try a request here, press Authorize and give the key: `cat .vlserve/control.key`.",
         version="1",
-        lifespan=running,
+        lifespan=lifespan,
         dependencies=[Security(KEY_SCHEME), Depends(check_role)],
         responses={
             code: {"model": ErrorView, "description": what}

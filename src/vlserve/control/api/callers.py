@@ -13,15 +13,15 @@ from vlserve.control.named_keys import OWNER, Holder, NamedKeys
 class Callers:
     """Knows callers by their keys. ``owner_key``: what the owner's file holds."""
 
-    def __init__(self, owner_key: str, named: NamedKeys) -> None:
+    def __init__(self, owner_key: str, keys: NamedKeys) -> None:
         self._owner_key = owner_key.encode()
-        self._named = named
+        self._named = keys
 
     def holder_of(self, key: str, scope: Scope) -> Holder | None:
         """Return who sent ``key`` with the request of ``scope``; None for a key that is none."""
         owner = hmac.compare_digest(key.encode(), self._owner_key)
-        named = self._named.holder_of(key)
-        return OWNER if owner and is_local(scope) else named
+        holder = self._named.holder_of(key)
+        return OWNER if owner and is_local(scope) else holder
 
     def is_in_force(self, holder: Holder) -> bool:
         """Return whether the key of a holder still is."""
@@ -36,6 +36,6 @@ def is_local(scope: Scope) -> bool:
         return False
     with suppress(ValueError):  # a name is no address
         address = ipaddress.ip_address(client[0])
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        return bool(mapped.is_loopback) or bool(server and client[0] == server[0])
+        source = getattr(address, "ipv4_mapped", None) or address
+        return bool(source.is_loopback) or bool(server and client[0] == server[0])
     return False

@@ -33,7 +33,7 @@ def guarded_protocol(
     """Return uvicorn's HTTP protocol, of one server, with these limits."""
     silent: dict[H11Protocol, asyncio.TimerHandle] = {}  # the oldest first
 
-    class Guarded(H11Protocol):
+    class GuardedProtocol(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._wait_for_request()
@@ -64,7 +64,7 @@ def guarded_protocol(
 
         @staticmethod
         def _close(connection: H11Protocol) -> None:
-            Guarded._forget(connection)
+            GuardedProtocol._forget(connection)
             connection.transport.abort()
 
         @staticmethod
@@ -73,4 +73,4 @@ def guarded_protocol(
             if timer is not None:
                 timer.cancel()
 
-    return Guarded
+    return GuardedProtocol

@@ -163,11 +163,11 @@ def _what_is_wrong(item: Mapping[str, Any]) -> str:
     place, message = item["loc"], item["msg"].removeprefix("Value error, ")
     if place[0] == "body":
         return f"{'.'.join(map(str, place))}: {message}"
-    sent = repr(item["input"])
-    sent = sent if len(sent) <= _SHOWN_CHARS else f"{sent[:_SHOWN_CHARS]}…"
+    value = repr(item["input"])
+    value = value if len(value) <= _SHOWN_CHARS else f"{value[:_SHOWN_CHARS]}…"
     if place == ("path", "model"):
-        return f"no model is called {sent}: {MODEL_NAME_RULE}"
-    return f"{place[-1]} {sent}: {message}"
+        return f"no model is called {value}: {MODEL_NAME_RULE}"
+    return f"{place[-1]} {value}: {message}"
 
 
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:

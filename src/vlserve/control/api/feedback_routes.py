@@ -39,8 +39,8 @@ def feedback_routes(service: ControlService, threads: Threads) -> APIRouter:
     @router.get("/models/{model}/marks")
     async def marks(model: Model) -> Marks:
         """Which answers of shadow pairs people said are right."""
-        told = await threads.look(partial(service.disagreements.marks, model))
-        return Marks(marks=[MarkView.model_validate(each) for each in told])
+        records = await threads.look(partial(service.disagreements.marks, model))
+        return Marks(marks=[MarkView.model_validate(each) for each in records])
 
     @router.get("/models/{model}/capture")
     async def capture(model: Model) -> CaptureView:

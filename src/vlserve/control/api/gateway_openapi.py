@@ -61,10 +61,10 @@ def describe_predictions(app: FastAPI, handlers: Folder, gateway_url: str) -> No
     @cache
     def everything() -> dict[str, Any]:
         page = own()
-        described = predictions(load_tasks(handlers), gateway_url)
-        page["paths"] |= described["paths"]
+        description = predictions(load_tasks(handlers), gateway_url)
+        page["paths"] |= description["paths"]
         components = page.setdefault("components", {})
-        components.setdefault("schemas", {}).update(described["schemas"])
+        components.setdefault("schemas", {}).update(description["schemas"])
         components.setdefault("securitySchemes", {})[GATEWAY_KEY] = {
             "type": "apiKey",
             "in": "header",
@@ -98,13 +98,13 @@ def predictions(tasks: Mapping[str, type[Task[Any]]], gateway_url: str) -> dict[
     _relax_texts(definitions["$defs"], tasks.values())
     requests = [by_model[task.fields] for task in tasks.values()]
     answers = [{"allOf": [by_model[AnsweredBy], by_model[t.answer]]} for t in tasks.values()]
-    said = ", ".join(
+    pairs = ", ".join(
         f"{name} ({task.fields.__name__}, {task.answer.__name__})" for name, task in tasks.items()
     )
     form = _form([definitions["$defs"][task.fields.__name__] for task in tasks.values()])
     operation: dict[str, Any] = {
         "summary": "Ask a model",
-        "description": f"At the gateway. The model's task says which request and answer: {said}. "
+        "description": f"At the gateway. The model's task says which request and answer: {pairs}. "
         "In a form, files are sent as they are; in JSON as base64.",
         "security": [{}, {GATEWAY_KEY: []}],
         "requestBody": {

@@ -140,9 +140,9 @@ def role_check(threads: Threads, refusals: RefusalLog) -> Callable[[Request], Aw
             if needs & _ACTING and call not in _UNLIMITED and not goes_back:
                 acts.count(holder)
             return
-        named = request.path_params.get("model", request.path_params.get("name", ""))
+        model = request.path_params.get("model", request.path_params.get("name", ""))
         words = " and ".join(role for role in Role if role in needs)
-        await threads.look(partial(refusals.note, holder.name, call, words, named))
+        await threads.look(partial(refusals.note, holder.name, call, words, model))
         raise RoleMissing(_why(holder, call, needs, words))
 
     return check
@@ -155,13 +155,13 @@ def holder_of(request: Request) -> Holder:
 
 
 def _why(holder: Holder, call: str, needs: frozenset[Role], words: str) -> str:
-    has = " and ".join(role for role in Role if role in holder.roles)
+    roles = " and ".join(role for role in Role if role in holder.roles)
     if Role.OWNER in needs:
         return (
             f"{call} is for the owner's own key on the machine of the stack, and the key "
-            f"{holder.name} has the role {has}"
+            f"{holder.name} has the role {roles}"
         )
     return (
-        f"{call} needs the role {words}, and the key {holder.name} has {has}: the stack's owner "
+        f"{call} needs the role {words}, and the key {holder.name} has {roles}: the stack's owner "
         f"makes another key, `vlserve keys add NAME --role {words.replace(' and ', ' --role ')}`"
     )

@@ -119,8 +119,8 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
     @router.get("/models")
     async def models() -> Models:
         """Every model with its versions, states and weights."""
-        known = await threads.look(service.models)
-        return Models(models=[ModelView.model_validate(each) for each in known])
+        statuses = await threads.look(service.models)
+        return Models(models=[ModelView.model_validate(each) for each in statuses])
 
     @router.get("/traffic")
     async def traffic() -> RecentTraffic:
@@ -144,8 +144,8 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
     @router.get("/refusals")
     async def refusals() -> Refusals:
         """Calls that named keys were refused for their role, counted by key, call and model."""
-        kept = await threads.look(service.refusals.kept)
-        return Refusals(refusals=[RefusalView.model_validate(each) for each in kept])
+        records = await threads.look(service.refusals.kept)
+        return Refusals(refusals=[RefusalView.model_validate(each) for each in records])
 
     @router.post(
         UPLOAD_PATH,
@@ -167,12 +167,12 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
     ) -> Registered:
         """Verify, keep, load and probe the archive in the body; returns when it is ready."""
         service.refuse_engine(engine)
-        tuned = None if tuning is None else parse_tuning(tuning)
+        tuning_record = None if tuning is None else parse_tuning(tuning)
         sizes = SignatureSizes(signature_bytes, provenance_bytes)
-        registered = await register_upload(
-            request, service, threads, name, tuned, engine, by, sizes
+        registration = await register_upload(
+            request, service, threads, name, tuning_record, engine, by, sizes
         )
-        return Registered.model_validate(registered)
+        return Registered.model_validate(registration)
 
     @router.post("/models/{model}/releases")
     async def release(
@@ -206,8 +206,8 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
             "abort": service.rollouts.abort,
             "promote": service.rollouts.promote,
         }
-        steered = await threads.move_traffic(request, partial(words[word], model))
-        return RolloutView.model_validate(steered)
+        rollout = await threads.move_traffic(request, partial(words[word], model))
+        return RolloutView.model_validate(rollout)
 
     @router.post("/models/{model}/rollback")
     async def rollback(request: Request, model: Model, body: RollbackRequest) -> Released:
@@ -218,14 +218,14 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
     @router.post("/models/{model}/versions/{version}/unload")
     async def unload(request: Request, model: Model, version: Number) -> Unloaded:
         """Drain a version without weight and take it out of the engine. The body is ``{}``."""
-        out = partial(service.unload, model, version)
-        return Unloaded.model_validate(await threads.drain(request, out))
+        work = partial(service.unload, model, version)
+        return Unloaded.model_validate(await threads.drain(request, work))
 
     @router.post("/models/{model}/versions/{version}/delete")
     async def delete(request: Request, model: Model, version: Number) -> Deleted:
         """Remove the archive of a retired or failed version. The body is ``{}``."""
-        gone = partial(service.delete, model, version)
-        return Deleted.model_validate(await threads.drain(request, gone))
+        work = partial(service.delete, model, version)
+        return Deleted.model_validate(await threads.drain(request, work))
 
     @router.post("/batch-jobs")
     async def announce_batch_job(body: BatchJobRequest) -> BatchJobRequest:

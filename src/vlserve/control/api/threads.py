@@ -81,29 +81,29 @@ async def _for_caller(
 ) -> T:
     """Do ``work`` in a thread of ``limiter``. A caller who goes away before it begins is not worked
     for; what has begun learns of it by vlserve.control.caller where it ``stops``."""
-    gone = threading.Event()
-    done: list[T] = []
+    disconnect = threading.Event()
+    results: list[T] = []
     failures: list[Exception] = []  # out of the task group as themselves, not as a group
 
     async def watch(scope: anyio.CancelScope) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             continue
-        gone.set()
+        disconnect.set()
         scope.cancel()  # what has begun is shielded from it
 
     def begin() -> T:
-        with working_for(gone.is_set if stops else lambda: False):
+        with working_for(disconnect.is_set if stops else lambda: False):
             return work()
 
     async with anyio.create_task_group() as group:
         group.start_soon(watch, group.cancel_scope)
         try:
-            done.append(await to_thread.run_sync(begin, limiter=limiter))
+            results.append(await to_thread.run_sync(begin, limiter=limiter))
         except Exception as error:
             failures.append(error)
         group.cancel_scope.cancel()
     if failures:
         raise failures[0]
-    if not done:
+    if not results:
         raise HTTPException(499, "the caller went away before the request was begun")
-    return done[0]
+    return results[0]

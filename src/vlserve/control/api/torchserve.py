@@ -48,18 +48,18 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
         try:
             return await threads.look(partial(service.model, name))
         except ModelNotFound as error:
-            found = views.formerly_called(await threads.look(service.models), name)
-            if found is None:
+            model = views.formerly_called(await threads.look(service.models), name)
+            if model is None:
                 raise ModelNotFound(f"Model not found: {name}") from error
-            return found
+            return model
 
-    async def described(version: VersionStatus, customized: bool) -> VersionDescription:
+    async def description_of(version: VersionStatus, customized: bool) -> VersionDescription:
         if not customized:
             return describe(version)
         if version.manifest.adopted is None:
             return describe(version, metadata=views.own_metadata(version))
-        asked = partial(service.trials.describe_handle, version)
-        return describe(version, metadata=await threads.look(asked))
+        question = partial(service.trials.describe_handle, version)
+        return describe(version, metadata=await threads.look(question))
 
     @router.get("/models")
     async def list_models(
@@ -67,28 +67,28 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
         next_page_token: Annotated[int, Query(ge=0)] = 0,
     ) -> JSONResponse:
         """List the models that have a loaded version, and the archive of the default one."""
-        known = await threads.look(service.models)
-        return _answer(views.listed(known, limit, next_page_token))
+        models = await threads.look(service.models)
+        return _answer(views.listed(models, limit, next_page_token))
 
     @router.get("/models/{name}", response_model=list[VersionDescription])
     async def describe_default(name: Name, customized: bool = False) -> JSONResponse:
         """Describe the default version: the one with the traffic, else the newest."""
         version = views.default_of(await model_of(name))
-        return _answers([await described(version, customized)])
+        return _answers([await description_of(version, customized)])
 
     @router.get("/models/{name}/all", response_model=list[VersionDescription])
     async def describe_all(name: Name, customized: bool = False) -> JSONResponse:
         """Describe every version that is loaded, or being loaded."""
-        found = views.registered(await model_of(name))
-        return _answers([await described(each, customized) for each in found])
+        versions = views.registered(await model_of(name))
+        return _answers([await description_of(each, customized) for each in versions])
 
     @router.get("/models/{name}/{version}", response_model=list[VersionDescription])
     async def describe_version(
         name: Name, version: Number, customized: bool = False
     ) -> JSONResponse:
         """Describe one version."""
-        found = views.version_of(await model_of(name), version)
-        return _answers([await described(found, customized)])
+        status = views.version_of(await model_of(name), version)
+        return _answers([await description_of(status, customized)])
 
     @router.post("/models", response_model=Said)
     async def register(
@@ -96,35 +96,35 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
     ) -> JSONResponse:
         """Register an archive and load it; of a new name, give it all traffic. The parameters may
         also come as a JSON body. It is loaded when this returns."""
-        asked = await _with_body(request, parameters)
-        _refuse_what_is_not_ours(asked, settings)
-        wanted = WantedServing(
-            asked.initial_workers or None, asked.batch_size, asked.max_batch_delay
+        parameters = await _with_body(request, parameters)
+        _refuse_what_is_not_ours(parameters, settings)
+        serving = WantedServing(
+            parameters.initial_workers or None, parameters.batch_size, parameters.max_batch_delay
         )
         with threads.admitted_load():
-            work = partial(service.by_url.register, asked.url, wanted, asked.model_name)
-            registered = await threads.load(request, work)
+            work = partial(service.by_url.register, parameters.url, serving, parameters.model_name)
+            registration = await threads.load(request, work)
         async with first_release:  # of two versions of a new name, one gets the traffic
-            model = await model_of(registered.model)
+            model = await model_of(registration.model)
             if model.stable is None:
-                release = partial(service.release, registered.model, registered.version)
+                release = partial(service.release, registration.model, registration.version)
                 await threads.move_traffic(request, release)
-        if asked.initial_workers and not asked.synchronous:
+        if parameters.initial_workers and not parameters.synchronous:
             return _answer(Said(status=PROCESSING), 202)
-        version = views.version_of(model, str(registered.version))
+        version = views.version_of(model, str(registration.version))
         workers = describe(version).min_workers
-        return _answer(Said(status=_said_of(registered, workers)))
+        return _answer(Said(status=_said_of(registration, workers)))
 
     @router.put("/models/{name}/{version}/set-default", response_model=Said)
     async def set_default(request: Request, name: Name, version: Number) -> JSONResponse:
         """Give one version all traffic, at once: `vlserve release --now`."""
-        found = views.releasable(await model_of(name), version)
+        status = views.releasable(await model_of(name), version)
         carry_out: Callable[..., Any] = threads.load
-        if await threads.look(partial(service.is_loaded, *found.key)):
+        if await threads.look(partial(service.is_loaded, *status.key)):
             carry_out = threads.move_traffic
-        await carry_out(request, partial(service.release, *found.key))
-        said = f'Default version successfully updated for model "{name}" to "{version}"'
-        return _answer(Said(status=said))
+        await carry_out(request, partial(service.release, *status.key))
+        message = f'Default version successfully updated for model "{name}" to "{version}"'
+        return _answer(Said(status=message))
 
     @router.put("/models/{name}", response_model=Said)
     async def scale(
@@ -146,8 +146,8 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
         synchronous: bool = False,
     ) -> JSONResponse:
         """See that a version has this many workers: how many is settled when it is loaded."""
-        found = views.version_of(await model_of(name), version)
-        return _scaled(describe(found), min_worker, max_worker, synchronous)
+        status = views.version_of(await model_of(name), version)
+        return _scaled(describe(status), min_worker, max_worker, synchronous)
 
     @router.delete("/models/{name}", response_model=Said)
     async def unregister_default(request: Request, name: Name) -> JSONResponse:
@@ -160,8 +160,8 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
         return await _unregister(request, views.version_of(await model_of(name), version))
 
     async def _unregister(request: Request, version: VersionStatus) -> JSONResponse:
-        gone = await threads.drain(request, partial(service.unload, *version.key))
-        if gone.state.out:
+        status = await threads.drain(request, partial(service.unload, *version.key))
+        if status.state.out:
             return _answer(Said(status=f'Model "{version.model}" unregistered'))
         return _answer(Said(status=f'Model "{version.model}" is draining'), 202)
 
@@ -194,20 +194,20 @@ def _answer(view: BaseModel, status: int = 200) -> JSONResponse:
     )
 
 
-def _answers(found: Sequence[VersionDescription]) -> JSONResponse:
+def _answers(descriptions: Sequence[VersionDescription]) -> JSONResponse:
     return JSONResponse(
-        [each.model_dump(by_alias=True, exclude_none=True, mode="json") for each in found]
+        [each.model_dump(by_alias=True, exclude_none=True, mode="json") for each in descriptions]
     )
 
 
 async def _with_body(request: Request, query: RegisterParameters) -> RegisterParameters:
     """Return the parameters of a JSON body, where there is one; else the query's."""
-    sent = await request.body()
+    body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not sent or kind != "application/json":
+    if not body or kind != "application/json":
         return _with_url(query)
     try:
-        return _with_url(RegisterParameters.model_validate(json.loads(sent)))
+        return _with_url(RegisterParameters.model_validate(json.loads(body)))
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise SettingsError(wrong) from error
@@ -215,29 +215,29 @@ async def _with_body(request: Request, query: RegisterParameters) -> RegisterPar
         raise SettingsError("the body is not JSON") from error
 
 
-def _with_url(asked: RegisterParameters) -> RegisterParameters:
-    if not asked.url:
+def _with_url(parameters: RegisterParameters) -> RegisterParameters:
+    if not parameters.url:
         raise SettingsError("Parameter url is required.")
-    return asked
+    return parameters
 
 
-def _refuse_what_is_not_ours(asked: RegisterParameters, settings: Settings) -> None:
-    if asked.handler:
+def _refuse_what_is_not_ours(parameters: RegisterParameters, settings: Settings) -> None:
+    if parameters.handler:
         raise SettingsError(
             "a handler is part of the archive: `vlserve adopt --handler` makes one with it"
         )
     most_s = settings.engine.response_timeout_s
-    if asked.response_timeout is not None and asked.response_timeout > most_s:
+    if parameters.response_timeout is not None and parameters.response_timeout > most_s:
         raise SettingsError(
             f"response_timeout is {most_s} s for versions that say none of their own: set "
             "engine.response_timeout_s"
         )
 
 
-def _said_of(registered: Registration, workers: int) -> str:
-    name, version = registered.model, registered.version
-    untuned = f"; not as asked: {registered.untuned}" if registered.untuned else ""
-    return f'Model "{name}" Version: {version} registered with {workers} initial workers{untuned}'
+def _said_of(registration: Registration, workers: int) -> str:
+    name, version = registration.model, registration.version
+    remark = f"; not as asked: {registration.untuned}" if registration.untuned else ""
+    return f'Model "{name}" Version: {version} registered with {workers} initial workers{remark}'
 
 
 def _scaled(
@@ -249,11 +249,11 @@ def _scaled(
     workers = version.min_workers
     if workers < least or (most is not None and workers > most):
         name, number = version.model_name, version.model_version
-        anew = f"{TORCHSERVE}/models?url={version.model_url}&initial_workers={least}"
+        call = f"{TORCHSERVE}/models?url={version.model_url}&initial_workers={least}"
         raise Refused(
             501,
             f"{name} {number} has {workers} workers until it is loaded anew: `vlserve unload "
-            f"{name} {number}`, then POST {anew}; engine.workers is of all others",
+            f"{name} {number}`, then POST {call}; engine.workers is of all others",
         )
     if not synchronous:
         return _answer(Said(status=PROCESSING), 202)
@@ -265,13 +265,13 @@ def _elsewhere(path: str, settings: Settings) -> Refused:
     first, _, _ = path.partition("/")
     metrics = f"http://127.0.0.1:{settings.gateway.metrics_port}/stats/prometheus"
     engine = f"http://127.0.0.1:{settings.engine.base_port + 2}/metrics"
-    here = {
+    reasons = {
         "workflows": "vlserve runs no workflows: ask their models one after the other",
         "token": "vlserve makes no tokens: gateway.api_keys and control.key are its keys",
         "metrics": f"the gateway's metrics are at {metrics}, the engine's at {engine}",
     }
-    if first in here:
-        return Refused(501, here[first])
+    if first in reasons:
+        return Refused(501, reasons[first])
     if first == "models":
         return Refused(405, "Requested method is not allowed, please refer to API document.")
     return Refused(404, "Requested resource is not found, please refer to API document.")

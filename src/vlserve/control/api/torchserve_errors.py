@@ -42,7 +42,7 @@ class TorchServeRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handled(request: Request) -> Response:
+        async def respond(request: Request) -> Response:
             try:
                 return await handle(request)
             except Refused as error:
@@ -52,7 +52,7 @@ class TorchServeRoute(APIRoute):
             except VlserveError as error:
                 return _failure(_status(error), str(error), _TYPES_OF_OURS.get(type(error)))
 
-        return handled
+        return respond
 
 
 def _status(error: VlserveError) -> int:

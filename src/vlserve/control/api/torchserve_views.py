@@ -22,8 +22,10 @@ from vlserve.settings_sections import EngineSettings
 
 def registered(model: ModelStatus) -> list[VersionStatus]:
     """Return the versions that TorchServe would know, by their numbers."""
-    known = [each for each in model.versions if each.state.loaded or each.state is State.DRAINING]
-    return sorted(known, key=lambda each: each.version)
+    versions = [
+        each for each in model.versions if each.state.loaded or each.state is State.DRAINING
+    ]
+    return sorted(versions, key=lambda each: each.version)
 
 
 def formerly_called(models: Iterable[ModelStatus], name: str) -> ModelStatus | None:
@@ -41,10 +43,10 @@ def default_of(model: ModelStatus) -> VersionStatus:
     Raises:
         VersionNotFound: none is loaded.
     """
-    known = registered(model)
-    if not known:
+    versions = registered(model)
+    if not versions:
         raise VersionNotFound(f"no version of {model.model} is loaded")
-    return next((each for each in known if each.version == model.stable), known[-1])
+    return next((each for each in versions if each.version == model.stable), versions[-1])
 
 
 def version_of(model: ModelStatus, number: str) -> VersionStatus:
@@ -73,20 +75,20 @@ def releasable(model: ModelStatus, number: str) -> VersionStatus:
 
 def _is(version: VersionStatus, number: str) -> bool:
     """Return whether a path's word is a version's number; of an adopted one, also the former."""
-    adopted = version.manifest.adopted
-    former = adopted.version if adopted else f"{version.version}.0"
+    adoption = version.manifest.adopted
+    former = adoption.version if adoption else f"{version.version}.0"
     return number in (str(version.version), former)
 
 
 def listed(models: Iterable[ModelStatus], limit: int, start: int) -> ModelList:
     """Return ``limit`` models that have a loaded version, the one at ``start`` first."""
-    known = sorted((each for each in models if registered(each)), key=lambda each: each.model)
+    entries = sorted((each for each in models if registered(each)), key=lambda each: each.model)
     end = start + limit
     return ModelList(
-        next_page_token=str(end) if end < len(known) else None,
+        next_page_token=str(end) if end < len(entries) else None,
         models=tuple(
             ListedModel(model_name=model.model, model_url=default_of(model).archive.name)
-            for model in known[start:end]
+            for model in entries[start:end]
         ),
     )
 
@@ -95,8 +97,8 @@ def described(
     version: VersionStatus, *, settings: EngineSettings, metadata: Mapping[str, Any] | None = None
 ) -> VersionDescription:
     """Return a version as TorchServe describes it; ``metadata``: its customized metadata."""
-    tuned = version.tuning.serving if version.tuning else None
-    own = settings_with(settings, tuned, version.manifest.adopted)
+    tuning = version.tuning.serving if version.tuning else None
+    own = settings_with(settings, tuning, version.manifest.adopted)
     serving, workers = of_engine(own), own.workers
     return VersionDescription(
         model_name=version.model,
@@ -118,7 +120,7 @@ def described(
     )
 
 
-def _workers(version: VersionStatus, wanted: int) -> Sequence[WorkerState]:
+def _workers(version: VersionStatus, count: int) -> Sequence[WorkerState]:
     """Return the workers of every instance. Ready are those of a version that may be asked."""
     return [
         WorkerState(
@@ -127,7 +129,7 @@ def _workers(version: VersionStatus, wanted: int) -> Sequence[WorkerState]:
             status="READY" if version.state.routable and number <= ready else "UNLOADING",
         )
         for instance, ready in sorted(version.workers_ready.items())
-        for number in range(1, max(wanted, ready) + 1)
+        for number in range(1, max(count, ready) + 1)
     ]
 
 

@@ -64,8 +64,8 @@ async def register_upload(
 
         def register_as() -> Registration:
             with caller.named(by):
-                signed = None if sizes == NOT_SIGNED else files
-                return service.register(archive, name, tuning, engine, signed)
+                signature = None if sizes == NOT_SIGNED else files
+                return service.register(archive, name, tuning, engine, signature)
 
         return await threads.load(request, register_as)
 
@@ -73,16 +73,16 @@ async def register_upload(
 async def _receive(request: Request, archive: Path, before: int) -> bytes:
     """Write the body to ``archive``, without the ``before`` bytes that it begins with, and return
     these."""
-    received, begin = 0, b""
+    size, begin = 0, b""
     try:
         async with await anyio.open_file(archive, "wb") as file:
             async for chunk in request.stream():
-                received += len(chunk)
-                lacking = before - len(begin)
-                begin += chunk[:lacking]
-                await file.write(chunk[lacking:])
+                size += len(chunk)
+                rest = before - len(begin)
+                begin += chunk[:rest]
+                await file.write(chunk[rest:])
     except ClientDisconnect as error:
-        raise UploadCutOff(f"the upload was cut off after {received} bytes") from error
+        raise UploadCutOff(f"the upload was cut off after {size} bytes") from error
     if len(begin) < before:
-        raise UploadCutOff(f"the body has {received} bytes, fewer than its signature")
+        raise UploadCutOff(f"the body has {size} bytes, fewer than its signature")
     return begin

@@ -72,8 +72,8 @@ def verdict_routes(service: ControlService, threads: Threads) -> APIRouter:
     @router.get("/models/{model}/verdict")
     async def verdict(question: Asked) -> VerdictView:
         """Whether the candidate may get more traffic, by the same gates as a rollout's."""
-        told = await threads.judge(partial(service.verdicts.answer, question))
-        return VerdictView.model_validate(told)
+        answer = await threads.judge(partial(service.verdicts.answer, question))
+        return VerdictView.model_validate(answer)
 
     @router.post("/models/{model}/verdict/check")
     async def check_verdict(
@@ -86,10 +86,10 @@ def verdict_routes(service: ControlService, threads: Threads) -> APIRouter:
     ) -> VerdictView:
         """The verdict as a status, for tools that read nothing else, as Flagger's webhooks do: 200
         where it is one of ``pass``, else 409. Any JSON object is a body."""
-        told = await threads.judge(partial(service.verdicts.answer, question))
-        if told.verdict not in passing:
-            raise VerdictDiffers(f"{told.verdict}: {told.reason}")
-        return VerdictView.model_validate(told)
+        answer = await threads.judge(partial(service.verdicts.answer, question))
+        if answer.verdict not in passing:
+            raise VerdictDiffers(f"{answer.verdict}: {answer.reason}")
+        return VerdictView.model_validate(answer)
 
     @router.post(
         "/models/{model}/observations",
@@ -106,7 +106,7 @@ def verdict_routes(service: ControlService, threads: Threads) -> APIRouter:
         if encoding.lower() != "identity":
             raise HTTPException(415, f"the body may not be packed, and is {encoding[:50]!r}")
         body = await request.body()
-        taken = await threads.look(partial(service.observations.take, model, body))
-        return ObservationsTaken(accepted=taken.accepted, repeated=taken.repeated)
+        counts = await threads.look(partial(service.observations.take, model, body))
+        return ObservationsTaken(accepted=counts.accepted, repeated=counts.repeated)
 
     return router

@@ -178,8 +178,8 @@ class EngineGroup:
         """Ask at the same time: one that hangs keeps the answers of the others waiting once."""
         answers = {}
         with ThreadPoolExecutor(len(self._servers)) as pool:
-            asked = {name: pool.submit(question, each) for name, each in self._servers.items()}
-        for name, answer in asked.items():
+            futures = {name: pool.submit(question, each) for name, each in self._servers.items()}
+        for name, answer in futures.items():
             with suppress(EngineUnavailable):
                 answers[name] = answer.result()
         return answers or self._nobody_answers()

@@ -24,11 +24,11 @@ def message_classes(proto: Path, package: str, names: Sequence[str]) -> list[Any
         ControlError: the file cannot be compiled.
     """
     with tempfile.TemporaryDirectory(prefix="vlserve-proto-") as folder:
-        compiled = Path(folder) / "compiled"
-        command = ["protoc", f"-I{proto.parent}", f"--descriptor_set_out={compiled}", proto.name]
+        output = Path(folder) / "compiled"
+        command = ["protoc", f"-I{proto.parent}", f"--descriptor_set_out={output}", proto.name]
         if protoc.main(command):
             raise ControlError(f"{proto} cannot be compiled")
-        files = descriptor_pb2.FileDescriptorSet.FromString(compiled.read_bytes())
+        files = descriptor_pb2.FileDescriptorSet.FromString(output.read_bytes())
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
         pool.Add(file)
@@ -45,7 +45,7 @@ def call(
     response_class: Any,
     timeout_s: float,
     metadata: tuple[str, str],
-    stopped: str = "",
+    message: str = "",
 ) -> None:
     """Make one call, and return once it succeeded.
 
@@ -54,7 +54,7 @@ def call(
         method: "/package.Service/Method".
         timeout_s: seconds until the call is given up.
         metadata: name and value of the header that carries the token.
-        stopped: what happened, where nobody waits for the outcome any more; empty: the call goes
+        message: what happened, where nobody waits for the outcome any more; empty: the call goes
             on all the same, as where something is taken away.
 
     Raises:
@@ -72,18 +72,18 @@ def call(
             request_serializer=type(request).SerializeToString,
             response_deserializer=response_class.FromString,
         )
-        under_way = unary.future(request, timeout=timeout_s, metadata=(metadata,))
+        future = unary.future(request, timeout=timeout_s, metadata=(metadata,))
         try:
-            _wait_for(under_way, stopped)
+            _wait_for(future, message)
         finally:
-            under_way.cancel()
+            future.cancel()
 
 
-def _wait_for(under_way: Any, stopped: str) -> None:
+def _wait_for(future: Any, message: str) -> None:
     while True:
         try:
-            under_way.result(timeout=_LOOK_S)
+            future.result(timeout=_LOOK_S)
             return
         except grpc.FutureTimeoutError:
-            if stopped:
-                caller.refuse_if_gone(stopped)
+            if message:
+                caller.refuse_if_gone(message)

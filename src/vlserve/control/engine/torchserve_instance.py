@@ -81,13 +81,13 @@ class TorchServeInstance:
 
     def loaded(self) -> dict[Key, LoadedVersion]:
         versions = [
-            described
+            description
             for model in self._listed(1000)
-            for described in self._describe(f"{model['modelName']}/all")
+            for description in self._describe(f"{model['modelName']}/all")
         ]
         return {
-            (described["modelName"], int(described["modelVersion"])): _loaded(described)
-            for described in versions
+            (description["modelName"], int(description["modelVersion"])): _loaded(description)
+            for description in versions
         }
 
     def _listed(self, most: int) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ class TorchServeInstance:
         endpoint = self._endpoint
         endpoint.write_threads(model, version, settings.threads)
         endpoint.failed_load(model, version).unlink(missing_ok=True)
-        logged = worker_log.log_size(endpoint.logs)
+        log_end = worker_log.log_size(endpoint.logs)
         address = f"{endpoint.host}:{endpoint.grpc_management_port}"
         began = time.monotonic()
         try:
@@ -121,11 +121,11 @@ class TorchServeInstance:
         except LoadFailed as error:
             in_time = time.monotonic() - began < 0.9 * settings.load_timeout_s
             started = _STARTED in str(error)
-            reason = self._reason(model, version, logged) if started else None
+            reason = self._reason(model, version, log_end) if started else None
             if in_time:
                 raise LoadFailed(reason or str(error)) from error
-            said = f"; one of them said: {reason}" if reason else ""
-            raise LoadFailed(not_up_in_time(settings) + said) from error
+            detail = f"; one of them said: {reason}" if reason else ""
+            raise LoadFailed(not_up_in_time(settings) + detail) from error
 
     def remove(self, model: str, version: int) -> None:
         """Take the version out, whatever state it is in, and its archive out of the store."""
@@ -199,9 +199,9 @@ class TorchServeInstance:
     def _give_up_default(self, model: str, version: int) -> None:
         """TorchServe refuses to delete a model's default version, and routes nothing by it here."""
         others = [
-            described["modelVersion"]
-            for described in self._describe(f"{model}/all")
-            if described["modelVersion"] != str(version)
+            description["modelVersion"]
+            for description in self._describe(f"{model}/all")
+            if description["modelVersion"] != str(version)
         ]
         if others:
             self._expect("PUT", f"/models/{model}/{others[0]}/set-default")
@@ -225,14 +225,14 @@ class TorchServeInstance:
             return []
         return list(json_of(self._checked(response, path)))
 
-    def _reason(self, model: str, version: int, logged: int) -> str | None:
+    def _reason(self, model: str, version: int, log_end: int) -> str | None:
         """What a worker wrote as the load failed; else what the log has of it."""
-        written = worker_log.failure(self._endpoint.failed_load(model, version))
-        if written is not None:
-            return written
+        text = worker_log.failure(self._endpoint.failed_load(model, version))
+        if text is not None:
+            return text
         deadline = time.monotonic() + _LOG_DELAY_S
         while True:
-            log = worker_log.read_since(self._endpoint.logs, logged)
+            log = worker_log.read_since(self._endpoint.logs, log_end)
             words = worker_log.last_words(log, model, version)
             if words.printed:
                 deadline = min(deadline, time.monotonic() + _TRACEBACK_DELAY_S)
@@ -282,9 +282,9 @@ class TorchServeInstance:
         return response
 
 
-def _loaded(described: Mapping[str, Any]) -> LoadedVersion:
-    ready = sum(worker["status"] == "READY" for worker in described["workers"])
-    return LoadedVersion(ready, int(described["jobQueueStatus"]["pendingRequests"]))
+def _loaded(description: Mapping[str, Any]) -> LoadedVersion:
+    ready = sum(worker["status"] == "READY" for worker in description["workers"])
+    return LoadedVersion(ready, int(description["jobQueueStatus"]["pendingRequests"]))
 
 
 def _message(response: httpx.Response) -> str:

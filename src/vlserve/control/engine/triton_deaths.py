@@ -28,8 +28,8 @@ class DeathWatch:
     def watch(self, key: Key, pids: Iterable[int]) -> None:
         """Watch the processes of a version; those that are watched already go on being so."""
         with self._lock:
-            known = {pid for pid, _ in self._watched.values()}
-            for pid in set(pids) - known:
+            old_pids = {pid for pid, _ in self._watched.values()}
+            for pid in set(pids) - old_pids:
                 with suppress(OSError):  # it has ended, or descriptors are used up
                     self._begin(key, pid)
 

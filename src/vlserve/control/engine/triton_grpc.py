@@ -56,7 +56,7 @@ def unload(address: str, token: str, name: str) -> None:
 
 
 def _call(
-    address: str, token: str, method: str, name: str, timeout_s: float, stopped: str = ""
+    address: str, token: str, method: str, name: str, timeout_s: float, message: str = ""
 ) -> None:
     request_class, response_class = _messages(method)
     grpc_calls.call(
@@ -66,7 +66,7 @@ def _call(
         response_class,
         timeout_s,
         (_TOKEN_HEADER, f"Bearer {token}"),
-        stopped,
+        message,
     )
 
 

@@ -87,20 +87,20 @@ class TritonInstance:
     def loaded(self) -> dict[Key, LoadedVersion]:
         states = self._index()
         workers = self._workers()
-        versions, living_now, short = {}, {}, []
+        versions, live_workers, short = {}, {}, []
         for key, state in states.items():
             if state not in ("READY", "LOADING"):
                 continue
-            written = self._repository.read(*key)
-            if state != "READY" or written is None:
+            record = self._repository.read(*key)
+            if state != "READY" or record is None:
                 versions[key] = LoadedVersion(0, 0)
                 continue
-            living_now[key] = workers.get(self._repository.code_folder(*key), ())
-            serving = len(self._mender.serving(key, written, living_now[key]))
-            if serving < written.workers:
+            live_workers[key] = workers.get(self._repository.code_folder(*key), ())
+            count = len(self._mender.serving(key, record, live_workers[key]))
+            if count < record.workers:
                 short.append(key)
-            versions[key] = LoadedVersion(min(serving, written.workers), 0)
-        self._short, self._living_then = short, living_now
+            versions[key] = LoadedVersion(min(count, record.workers), 0)
+        self._short, self._living_then = short, live_workers
         return versions
 
     def mend(self) -> None:
@@ -150,7 +150,7 @@ class TritonInstance:
     def send(
         self, instance: Instance, key: Key, request: ClientRequest, timeout_s: float
     ) -> EngineAnswer:
-        typed = {SENT_CONTENT_TYPE: request.content_type} if request.content_type else {}
+        type_header = {SENT_CONTENT_TYPE: request.content_type} if request.content_type else {}
         response = self._http.post(
             f"http://{instance.host}:{instance.port}/v2/models/{triton_name(*key)}/infer",
             content=request.body,
@@ -158,7 +158,7 @@ class TritonInstance:
                 "Authorization": f"Bearer {instance.token}",
                 _JSON_LENGTH: "0",
                 REQUEST_ID: request.request_id,
-                **typed,
+                **type_header,
             },
             timeout=timeout_s,
         )
@@ -172,9 +172,9 @@ class TritonInstance:
         """Make Triton take the version as it is written now."""
         if self._server() is None:  # all workers die with it
             raise EngineUnavailable(f"{self.name} does not run")
-        written = self._repository.read(*key)
-        said = written.parameters.get("load_timeout_s") if written else None
-        limit_s = float(said) if said else self._settings.load_timeout_s
+        record = self._repository.read(*key)
+        limit = record.parameters.get("load_timeout_s") if record else None
+        limit_s = float(limit) if limit else self._settings.load_timeout_s
         self._load(*key, limit_s + _WATCHDOG_S)
 
     def _remove(self, model: str, version: int) -> None:
@@ -191,12 +191,12 @@ class TritonInstance:
         triton_workers.wait_until_gone(workers, _GONE_S)
         self._repository.remove(model, version)
 
-    def _lost_one(self, model: str, version: int, living: Sequence[psutil.Process]) -> bool:
+    def _lost_one(self, model: str, version: int, workers: Sequence[psutil.Process]) -> bool:
         """Return whether a worker of the version died since it was loaded."""
-        written = self._repository.read(model, version)
-        if written is None:
+        record = self._repository.read(model, version)
+        if record is None:
             return False
-        return written.drawn > written.workers or len(living) < len(written.numbers)
+        return record.drawn > record.workers or len(workers) < len(record.numbers)
 
     def _comes_up(self, model: str, version: int, timeout_s: float) -> bool:
         """Return whether this version is being loaded and gets ready in time."""
@@ -290,5 +290,5 @@ def _answer_of(response: httpx.Response) -> EngineAnswer:
     word, _, timing = line.partition(b" ")
     status, _, about = word.partition(b";")
     code = int(status) if status.isdigit() else httpx.codes.BAD_GATEWAY
-    skipped = about.removeprefix(b"headers=") if about.startswith(b"headers=") else b"0"
-    return EngineAnswer(code, body[int(skipped) :], timing.decode("latin-1"))
+    size = about.removeprefix(b"headers=") if about.startswith(b"headers=") else b"0"
+    return EngineAnswer(code, body[int(size) :], timing.decode("latin-1"))

@@ -64,18 +64,18 @@ class Mender:
         self._pool.shutdown(cancel_futures=True)
 
     def serving(
-        self, key: Key, written: WrittenVersion, workers: Iterable[Worker]
+        self, key: Key, record: WrittenVersion, workers: Iterable[Worker]
     ) -> Sequence[Worker]:
         """Return those of a version's workers that answer requests: not those that start, those
         that were taken out and end, nor what a signal stopped."""
-        numbers = set(written.numbers) - self._starting.get(key, frozenset())
+        numbers = set(record.numbers) - self._starting.get(key, frozenset())
         return [
             worker
             for worker in workers
             if worker.number in numbers and not triton_workers.is_stopped(worker)
         ]
 
-    def watch(self, living: Mapping[Key, Sequence[Worker]]) -> None:
+    def watch(self, versions: Mapping[Key, Sequence[Worker]]) -> None:
         """Mend a version as soon as one of these workers dies."""
         if self._deaths is None:
             try:
@@ -83,7 +83,7 @@ class Mender:
             except OSError as error:
                 logger.warning("%s: deaths are found at ticks alone: %s", self._name, error)
                 return
-        for key, workers in living.items():
+        for key, workers in versions.items():
             self._deaths.watch(key, [worker.process.pid for worker in workers])
 
     def mend(self, key: Key) -> None:
@@ -118,25 +118,25 @@ class Mender:
 
     def _take_out(self, key: Key) -> None:
         """Leave the dead ones out of a version's configuration, where others live."""
-        written, living = self._state(key)
-        if written is None or not living or len(living) == len(written.numbers):
+        record, numbers = self._state(key)
+        if record is None or not numbers or len(numbers) == len(record.numbers):
             return
         logger.warning("%s: a worker of %s %s died; it is taken out", self._name, *key)
-        self._repository.put(*key, written.with_numbers(living))
+        self._repository.put(*key, record.with_numbers(numbers))
         self._load(key)
 
     def _start(self, key: Key) -> bool:
         """Start the workers that a version lacks; return whether it was done."""
-        written, living = self._state(key)
-        if written is None or len(living) >= written.workers:
+        record, numbers = self._state(key)
+        if record is None or len(numbers) >= record.workers:
             return False
         if time.monotonic() < self._start_after.get(key, -math.inf):
             return False
-        changed = written.with_numbers(living).filled_up()
-        self._starting[key] = frozenset(changed.numbers) - frozenset(living)
+        new_record = record.with_numbers(numbers).filled_up()
+        self._starting[key] = frozenset(new_record.numbers) - frozenset(numbers)
         pause_s = _AFTER_FAILURE_S
         try:
-            self._repository.put(*key, changed)
+            self._repository.put(*key, new_record)
             self._load(key)
             pause_s = _AFTER_START_S
         finally:
@@ -148,10 +148,10 @@ class Mender:
     def _state(self, key: Key) -> tuple[WrittenVersion | None, Sequence[int]]:
         """Return what is configured of a version, and the numbers of its workers that serve. What a
         signal stopped is killed: it would hold the batch that it has for ever."""
-        written = self._repository.read(*key)
-        if written is None:
+        record = self._repository.read(*key)
+        if record is None:
             return None, ()
         workers = self._workers(key)
-        serving = self.serving(key, written, workers)
+        servers = self.serving(key, record, workers)
         triton_workers.kill(each.process for each in workers if triton_workers.is_stopped(each))
-        return written, sorted(worker.number for worker in serving)
+        return record, sorted(worker.number for worker in servers)

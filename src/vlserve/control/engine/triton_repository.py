@@ -47,9 +47,9 @@ class WrittenVersion:
 
     def filled_up(self) -> "WrittenVersion":
         """Return it with new workers beside those that it has, up to as many as it is to have."""
-        drawn = self.drawn + max(0, self.workers - len(self.numbers))
-        new = range(self.drawn + 1, drawn + 1)
-        return replace(self, numbers=(*self.numbers, *new), drawn=drawn)
+        last = self.drawn + max(0, self.workers - len(self.numbers))
+        new = range(self.drawn + 1, last + 1)
+        return replace(self, numbers=(*self.numbers, *new), drawn=last)
 
 
 def triton_name(model: str, version: int) -> str:
@@ -80,12 +80,12 @@ class TritonRepository:
         Raises:
             ArchiveError: it is not what was packed.
         """
-        unpacked = self._unpacked(model, version)
-        shutil.rmtree(unpacked, ignore_errors=True)
-        unpack_archive(archive, unpacked)
+        archive_dir = self._unpacked(model, version)
+        shutil.rmtree(archive_dir, ignore_errors=True)
+        unpack_archive(archive, archive_dir)
         state_dir = self._endpoint.folder.parent
         parameters = {
-            "archive_dir": str(unpacked),
+            "archive_dir": str(archive_dir),
             "model": model,
             "version": str(version),
             "threads": str(settings.threads),
@@ -100,7 +100,7 @@ class TritonRepository:
             "capture_dir": str(state_dir / "capture" / model),
             "answer_log": str(state_dir / "logs" / "answers.jsonl"),
         }
-        written = WrittenVersion(
+        record = WrittenVersion(
             settings.workers, settings.batch_size, settings.queue_size, parameters
         )
         code = self.code_folder(model, version)
@@ -111,7 +111,7 @@ class TritonRepository:
         py_compile.compile(
             str(code / "model.py"), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
         )
-        self.put(model, version, written.filled_up())
+        self.put(model, version, record.filled_up())
 
     def read(self, model: str, version: int) -> WrittenVersion | None:
         """Return how a version was written; None where it is not."""
@@ -122,11 +122,11 @@ class TritonRepository:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def put(self, model: str, version: int, written: WrittenVersion) -> None:
+    def put(self, model: str, version: int, record: WrittenVersion) -> None:
         """Write what the next load makes Triton take."""
         name = triton_name(model, version)
-        _replace(self._folder / name / "config.pbtxt", configuration_text(name, written))
-        _replace(self._record(model, version), json.dumps(vars(written)))
+        _replace(self._folder / name / "config.pbtxt", configuration_text(name, record))
+        _replace(self._record(model, version), json.dumps(vars(record)))
 
     def remove(self, model: str, version: int) -> None:
         """Take away all that was written of a version."""
@@ -144,37 +144,37 @@ class TritonRepository:
 def _replace(file: Path, text: str) -> None:
     """Write a file whole or not at all: a tick may read it meanwhile, and a full disk must not
     leave half of one."""
-    staged = file.with_name(f".{file.name}")
+    draft = file.with_name(f".{file.name}")
     try:
-        staged.write_text(text, encoding="utf-8")
-        staged.replace(file)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(file)
     except BaseException:
-        staged.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
 
 
-def configuration_text(name: str, written: WrittenVersion) -> str:
+def configuration_text(name: str, record: WrittenVersion) -> str:
     """Return the config.pbtxt of a version: whole bodies in, whole answers out, and batches of
     what has gathered while the last one ran, without a wait. The groups differ by a priority that
     has no effect (--rate-limit is off): Triton compares all of a group but its name."""
-    kind = "KIND_GPU" if written.parameters.get("device") == "cuda" else "KIND_CPU"
+    kind = "KIND_GPU" if record.parameters.get("device") == "cuda" else "KIND_CPU"
     lines = [
         f"name: {json.dumps(name)}",
         'backend: "python"',
-        f"max_batch_size: {written.batch_size}",
+        f"max_batch_size: {record.batch_size}",
         'input [{ name: "body" data_type: TYPE_UINT8 dims: [-1] allow_ragged_batch: true }]',
         'output [{ name: "answer" data_type: TYPE_UINT8 dims: [-1] }]',
         *(
             f'instance_group {{ name: "{group_name(number)}" kind: {kind} count: 1 '
             f"rate_limiter {{ priority: {number} }} }}"
-            for number in written.numbers
+            for number in record.numbers
         ),
         "dynamic_batching { max_queue_delay_microseconds: 0 "
-        f"default_queue_policy {{ max_queue_size: {written.queue_size} }} }}",
+        f"default_queue_policy {{ max_queue_size: {record.queue_size} }} }}",
         *(
             f"parameters {{ key: {json.dumps(key)} "
             f"value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}"
-            for key, value in written.parameters.items()
+            for key, value in record.parameters.items()
         ),
     ]
     return "\n".join(lines) + "\n"

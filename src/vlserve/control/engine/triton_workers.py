@@ -66,10 +66,10 @@ def wait_until_gone(
 ) -> Sequence[psutil.Process]:
     """Return those that are there still after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
-    left = list(processes)
-    while (left := [each for each in left if _is_there(each)]) and time.monotonic() < deadline:
+    rest = list(processes)
+    while (rest := [each for each in rest if _is_there(each)]) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    return left
+    return rest
 
 
 def _is_there(process: psutil.Process) -> bool:

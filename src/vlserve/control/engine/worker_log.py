@@ -49,8 +49,8 @@ def failure(file: Path) -> str | None:
     """Return what a worker wrote to ``file`` as a load failed, MAX_FAILURE_CHARACTERS at most."""
     if not file.is_file():
         return None
-    with file.open(encoding="utf-8", errors="replace") as written:
-        return written.readline(MAX_FAILURE_CHARACTERS).strip() or None
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.readline(MAX_FAILURE_CHARACTERS).strip() or None
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ def last_words(log: str, model: str, version: int) -> LastWords:
 
 
 def _printed(stderr: list[str]) -> str | None:
-    crashed = next((i for i, line in enumerate(stderr) if line.startswith(_CRASHED)), None)
-    if crashed is not None:  # faulthandler's list of threads follows
-        signal = stderr[crashed].removeprefix(_CRASHED)
-        before = stderr[max(crashed - 1, 0) : crashed]
+    crash = next((i for i, line in enumerate(stderr) if line.startswith(_CRASHED)), None)
+    if crash is not None:  # faulthandler's list of threads follows
+        signal = stderr[crash].removeprefix(_CRASHED)
+        before = stderr[max(crash - 1, 0) : crash]
         return "; ".join((*before, f"the worker was ended by a signal: {signal}"))
-    ended = next(filter(_ENDED.fullmatch, stderr), None)
-    said = [line for line in stderr if not _ENDED.fullmatch(line)]
-    return "; ".join(filter(None, (*said[-1:], ended))) or None
+    end = next(filter(_ENDED.fullmatch, stderr), None)
+    lines = [line for line in stderr if not _ENDED.fullmatch(line)]
+    return "; ".join(filter(None, (*lines[-1:], end))) or None
 
 
 def _first_exception(lines: list[str]) -> str | None:

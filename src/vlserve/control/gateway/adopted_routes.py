@@ -76,11 +76,11 @@ def former_names(models: Sequence[ModelRoute]) -> Mapping[str, ModelRoute]:
 def _form(route: ModelRoute, name: str) -> Form:
     """Return how clients of TorchServe ask for a model by ``name``. Explanations are the adopted
     handlers' alone: while another version has weight, they are asked for by version."""
-    explained = ({"path": f"/explanations/{name}"}, {"path": f"{V1_PREFIX}{name}:explain"})
-    weighted = {version for version, weight in route.weights.items() if weight}
+    explanations = ({"path": f"/explanations/{name}"}, {"path": f"{V1_PREFIX}{name}:explain"})
+    versions = {version for version, weight in route.weights.items() if weight}
     of_model = (
         *with_slash(f"/predictions/{name}"),
-        *(explained if weighted <= route.adopted.keys() else ()),
+        *(explanations if versions <= route.adopted.keys() else ()),
     )
     by_version = {
         version: tuple(_of_version(name, _called(route, version), version in route.adopted))
@@ -111,8 +111,8 @@ def _called(route: ModelRoute, version: int) -> Iterator[str]:
         yield former
 
 
-def _of_version(name: str, called: Iterator[str], explains: bool) -> Iterator[Config]:
-    for number in called:
+def _of_version(name: str, numbers: Iterator[str], explains: bool) -> Iterator[Config]:
+    for number in numbers:
         yield {"path": f"/predictions/{name}/{number}"}
         yield {"prefix": f"/predictions/{name}/{number}/"}
         if explains:

@@ -46,12 +46,15 @@ def script(settings: Settings, name: str) -> Config:
 def engine_headers(more: Mapping[str, str]) -> Config:
     """Leave out the client's headers, say that the body is plain bytes, and add the engine's token
     and ``more``; to the answer add how long the engine took."""
-    added = {"content-type": "application/octet-stream", "authorization": _TOKEN, **more}
+    additions = {"content-type": "application/octet-stream", "authorization": _TOKEN, **more}
     others = {"key_matcher": {"safe_regex": {"regex": NOT_FOR_ENGINES}}}
     return header_changes(
         [
             {"remove_on_match": others},
-            *(_append(name, value, "OVERWRITE_IF_EXISTS_OR_ADD") for name, value in added.items()),
+            *(
+                _append(name, value, "OVERWRITE_IF_EXISTS_OR_ADD")
+                for name, value in additions.items()
+            ),
         ],
         [_append("server-timing", _TOOK, "APPEND_IF_EXISTS_OR_ADD")],
     )

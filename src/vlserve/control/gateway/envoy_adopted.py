@@ -20,16 +20,16 @@ def own_filters(settings: Settings) -> Config:
 def packing_filters(settings: Settings) -> list[Config]:
     """Return the filters that pack a client's headers into one, the only one of them that an engine
     gets; to come before those that take them away."""
-    packing = script(settings, "adopted.lua")
+    packer = script(settings, "adopted.lua")
     if not settings.gateway.api_keys:
-        return [packing]
+        return [packer]
     # The header may hold a key of this gateway, which is no handler's.
-    return [header_changes([{"remove": "authorization"}]), packing]
+    return [header_changes([{"remove": "authorization"}]), packer]
 
 
 def _engines_words(settings: Settings) -> Config:
     """Make TorchServe's own words ours; what the handler said is marked, and stays."""
-    marked = {
+    mark = {
         "input": {
             "name": "marked",
             "typed_config": {
@@ -55,7 +55,7 @@ def _engines_words(settings: Settings) -> Config:
             "extension_config": script(settings, "engine.lua"),
             "xds_matcher": {
                 "matcher_list": {
-                    "matchers": [{"predicate": {"single_predicate": marked}, "on_match": skip}]
+                    "matchers": [{"predicate": {"single_predicate": mark}, "on_match": skip}]
                 }
             },
         },

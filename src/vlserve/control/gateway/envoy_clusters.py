@@ -87,8 +87,8 @@ def _cluster(route: ModelRoute, version: int, routing: Routing, settings: Settin
     model, adopted = route.model, version in route.adopted
     name = cluster_name(model, version)
     engine = settings.engine
-    holding = _holding(model, version, routing)
-    on_triton = any(instance.engine == "triton" for instance in holding)
+    instances = _holding(model, version, routing)
+    on_triton = any(instance.engine == "triton" for instance in instances)
     path = envoy_triton.infer_path if on_triton else _prediction_path
     own: Config = envoy_adopted.own_filters(settings) if adopted else {}
     if on_triton:
@@ -104,12 +104,12 @@ def _cluster(route: ModelRoute, version: int, routing: Routing, settings: Settin
                 "filter_metadata": {"vlserve": {"token": instance.token, "version": str(version)}}
             },
         }
-        for instance in holding
+        for instance in instances
     ]
-    apart: Config = {"outlier_detection": _OUTLIERS} if len(endpoints) > 1 else {}
+    outliers: Config = {"outlier_detection": _OUTLIERS} if len(endpoints) > 1 else {}
     nobody = _NOT_LOADED if routing.instances and not endpoints else _NO_ANSWER
     about = {"model": model, "version": str(version), "path": path(model, version), **nobody}
-    return (apart | own) | {
+    return (outliers | own) | {
         "@type": _CLUSTER_TYPE,
         "name": name,
         "type": "STATIC",
@@ -135,8 +135,10 @@ def _cluster(route: ModelRoute, version: int, routing: Routing, settings: Settin
 def _holding(model: str, version: int, routing: Routing) -> list[Instance]:
     """Return the instances that hold a version. Should engines of two kinds hold it, as while it
     moves from one to the other, those of the first one's kind: a path is one engine's."""
-    holding = [one for one in routing.instances if (model, version) not in one.lacks]
-    return [one for one in holding if one.engine == holding[0].engine]
+    instances = [
+        instance for instance in routing.instances if (model, version) not in instance.lacks
+    ]
+    return [instance for instance in instances if instance.engine == instances[0].engine]
 
 
 def held_somewhere(routing: Routing) -> bool:

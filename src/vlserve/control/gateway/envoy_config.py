@@ -106,9 +106,9 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "too_late": f"no answer within {gateway.timeout_s:g} s",
     }
     # JSON is YAML: a substituted string cannot end its place early
-    filled = {name: json.dumps(value) for name, value in values.items()}
+    texts = {name: json.dumps(value) for name, value in values.items()}
     try:
-        configuration = dict(yaml.safe_load(Template(template).substitute(filled)))
+        configuration = dict(yaml.safe_load(Template(template).substitute(texts)))
     except (KeyError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"serving_config/gateway/envoy.yaml cannot be read: {error}") from error
     if settings.gateway_tls is not None:

@@ -168,10 +168,10 @@ def _has_triton(instances: Sequence[Instance]) -> bool:
 def _health_paths() -> list[Config]:
     """Return the routes of the gateway's own health: no key is needed, no engine is asked."""
     healthy = direct(200, {"status": "ok"})
-    refused = refusal(405, "method_not_allowed", "health is asked for with GET", "GET, HEAD")
+    wrong_method = refusal(405, "method_not_allowed", "health is asked for with GET", "GET, HEAD")
     return [
         {"match": asked_with("GET|HEAD", {"path": "/health"}), **healthy, **OPEN_TO_ALL},
-        {"match": {"path": "/health"}, **refused},
+        {"match": {"path": "/health"}, **wrong_method},
     ]
 
 
@@ -185,19 +185,19 @@ def api_page_origin(settings: Settings) -> str:
 def _questions_of_the_api_page(settings: Settings, prefix: str) -> Config:
     """Return the route of what a browser asks before that page's request (a CORS preflight, which
     carries no key): whether it may send these headers. envoy.yaml names the origin in answers."""
-    sent = ("content-type", headers.API_KEY, headers.STICKY_KEY, headers.MODEL_VERSION)
+    names = ("content-type", headers.API_KEY, headers.STICKY_KEY, headers.MODEL_VERSION)
     answer = {
         "access-control-allow-methods": "POST",
-        "access-control-allow-headers": ", ".join((*sent, headers.REQUEST_ID)),
+        "access-control-allow-headers": ", ".join((*names, headers.REQUEST_ID)),
         "access-control-max-age": "600",
     }
-    asked = [
+    conditions = [
         header(":method", {"exact": "OPTIONS"}),
         header("origin", matches(api_page_origin(settings))),
         {"name": "access-control-request-method", "present_match": True},
     ]
     return {
-        "match": {"prefix": prefix, "headers": asked},
+        "match": {"prefix": prefix, "headers": conditions},
         "direct_response": {"status": 204},
         "response_headers_to_add": [
             {"header": {"key": name, "value": value}} for name, value in answer.items()

@@ -34,8 +34,8 @@ def with_tracing(bootstrap: Config, settings: Settings) -> Config:
     url = settings.traces.otlp_url
     if url is None:
         return bootstrap
-    traced: Config = json.loads(json.dumps(bootstrap))
-    for manager in _of_clients(traced):
+    configuration: Config = json.loads(json.dumps(bootstrap))
+    for manager in _of_clients(configuration):
         manager["tracing"] = _tracing(url, settings.traces.sample_percent)
         # Else the request's id decides, against a caller's traceparent.
         ids = manager.setdefault("request_id_extension", {"typed_config": {"@type": _REQUEST_IDS}})
@@ -43,8 +43,8 @@ def with_tracing(bootstrap: Config, settings: Settings) -> Config:
         for log in manager.get("access_log", []):
             if fields := log["typed_config"].get("log_format", {}).get("json_format"):
                 fields["trace"] = _LOGGED
-    traced["static_resources"]["clusters"].append(_collector(url))
-    return traced
+    configuration["static_resources"]["clusters"].append(_collector(url))
+    return configuration
 
 
 def _of_clients(bootstrap: Config) -> Iterator[Config]:
@@ -87,8 +87,8 @@ def _tracing(url: str, sample_percent: float) -> Config:
 def _sampler(percent: float) -> Config:
     """Return what a traceparent says, and without one a share of the requests."""
     share = {"numerator": round(percent * 10_000), "denominator": "MILLION"}
-    wrapped = _of_samplers("trace_id_ratio_based", "TraceIdRatioBased", sampling_percentage=share)
-    return _of_samplers("parent_based", "ParentBased", wrapped_sampler=wrapped)
+    ratio = _of_samplers("trace_id_ratio_based", "TraceIdRatioBased", sampling_percentage=share)
+    return _of_samplers("parent_based", "ParentBased", wrapped_sampler=ratio)
 
 
 def _of_samplers(name: str, kind: str, **configuration: Any) -> Config:
@@ -104,13 +104,15 @@ def _of_samplers(name: str, kind: str, **configuration: Any) -> Config:
 
 def _collector(url: str) -> Config:
     address = urlsplit(url)
-    where = {"address": address.hostname, "port_value": address.port or 80}
+    socket = {"address": address.hostname, "port_value": address.port or 80}
     return {
         "name": CLUSTER,
         "type": "STRICT_DNS",
         "connect_timeout": "1s",
         "load_assignment": {
             "cluster_name": CLUSTER,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": where}}}]}],
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": {"socket_address": socket}}}]}
+            ],
         },
     }

@@ -17,5 +17,5 @@ def own_filters(settings: Settings, adopted: bool) -> Config:
     """Return what gives a cluster filters of its own. The script comes before the headers, which
     take away the number of the try. ``adopted``: whether the client's own headers go along,
     packed."""
-    packing = packing_filters(settings) if adopted else []
-    return with_filters(*packing, script(settings, "triton.lua"), engine_headers(_ALL_IS_INPUT))
+    packers = packing_filters(settings) if adopted else []
+    return with_filters(*packers, script(settings, "triton.lua"), engine_headers(_ALL_IS_INPUT))

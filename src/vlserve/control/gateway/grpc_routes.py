@@ -63,12 +63,12 @@ def _calls(max_body_bytes: int) -> Iterator[Config]:
 
 
 def _call(method: str, max_bytes: int) -> Config:
-    refused = {
+    route = {
         "match": {"path": f"{SERVICE}/{method}", "headers": [_CALL]},
         **_refusal("model_not_found", "no model of this name is served"),
     }
     filters = {_LUA_REQUEST: FILTER_ON, _BRIDGE: FILTER_ON, _LUA_ANSWER: FILTER_ON}
-    return with_filters(buffered(refused, max_bytes), filters)
+    return with_filters(buffered(route, max_bytes), filters)
 
 
 def _answers(routing: Routing) -> Iterator[Config]:

@@ -39,8 +39,8 @@ def last_routes(settings: Settings) -> Mapping[str, LastRoute]:
         return {}
     last: dict[str, LastRoute] = {}
     for route in routes:
-        weighted = route.get("weighted_clusters", {}).get("clusters", [])
-        shares = [(*_version(share["name"]), int(share["weight"])) for share in weighted]
+        clusters = route.get("weighted_clusters", {}).get("clusters", [])
+        shares = [(*_version(share["name"]), int(share["weight"])) for share in clusters]
         if shares:
             model = shares[0][0]
             weights = {version: weight for _, version, weight in shares}

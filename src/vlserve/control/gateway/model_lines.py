@@ -55,18 +55,18 @@ class ModelLines:
     def since(self, time_s: float, time_of: TimeOf) -> Mapping[str, Sample]:
         """Return model -> its lines since about ``time_s`` (Unix time), for every model that has
         one: all of them, or a part that is drawn evenly over the lines."""
-        with ExitStack() as opened:
-            named = {
+        with ExitStack() as stack:
+            texts = {
                 text[: text.find(b"\n") + 1]: text
-                for text in mapped((renamed(self._log, 1), self._log), opened)
+                for text in mapped((renamed(self._log, 1), self._log), stack)
             }
-            named.pop(b"", None)  # a file whose first line is being written
+            texts.pop(b"", None)  # a file whose first line is being written
             self._passed = {
                 name: self._read_on(text, self._passed.get(name), time_s, time_of)
-                for name, text in named.items()
+                for name, text in texts.items()
             }
             runs: dict[bytes, list[_Run]] = defaultdict(list)
-            for name, text in named.items():
+            for name, text in texts.items():
                 start = offset_of(text, time_s, time_of)
                 for model, places in self._passed[name].places.items():
                     if recent := places[bisect_left(places, start) :]:
@@ -78,16 +78,16 @@ class ModelLines:
             }
 
     @staticmethod
-    def _read_on(text: mmap, passed: _Passed | None, time_s: float, time_of: TimeOf) -> _Passed:
+    def _read_on(text: mmap, progress: _Passed | None, time_s: float, time_of: TimeOf) -> _Passed:
         """Pass the lines that have come since; a file is known by its first line, which no other
         one has, because inodes are used again."""
-        if passed is None or passed.end > len(text):
-            passed = _Passed(max(offset_of(text, time_s, time_of), len(text) - MOST_BYTES))
+        if progress is None or progress.end > len(text):
+            progress = _Passed(max(offset_of(text, time_s, time_of), len(text) - MOST_BYTES))
         end = text.rfind(b"\n") + 1
-        for found in _MODEL.finditer(text, passed.end, end):
-            passed.places[found[1]].append(found.start())
-        passed.end = max(passed.end, end)
-        return passed
+        for match in _MODEL.finditer(text, progress.end, end):
+            progress.places[match[1]].append(match.start())
+        progress.end = max(progress.end, end)
+        return progress
 
 
 def _no_places() -> "array[int]":
@@ -103,12 +103,12 @@ def _drawn(runs: Sequence[_Run], total: int) -> Sample:
     equal stretches. Lines at equal distances would be alike where requests take turns."""
     count = _count(runs)
     most = max(LEAST_LINES, MOST_LINES * count // total)
-    chosen: Iterable[int] = range(count)
+    numbers: Iterable[int] = range(count)
     if count > most:
         chance = Random(count)
         ends = [count * number // most for number in range(most + 1)]
-        chosen = (chance.randrange(*stretch) for stretch in pairwise(ends))
-    lines = [_line(runs, number) for number in chosen]
+        numbers = (chance.randrange(*stretch) for stretch in pairwise(ends))
+    lines = [_line(runs, number) for number in numbers]
     return Sample(lines, count / len(lines))
 
 

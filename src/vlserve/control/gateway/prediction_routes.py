@@ -46,11 +46,13 @@ PLAIN = Form(
 def plain_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
     """Return the routes of /predictions/{model}…; the first that matches counts."""
     prefix: Config = {"path_separated_prefix": f"/predictions/{route.model}"}
-    refused = refusal(405, "method_not_allowed", "predictions are asked for with POST", ALLOWED)
+    wrong_method = refusal(
+        405, "method_not_allowed", "predictions are asked for with POST", ALLOWED
+    )
     return [
         *prediction_paths(route, gateway, PLAIN),
         {"match": asked_with(METHODS, prefix), **no_version(route)},
-        {"match": prefix, **refused},
+        {"match": prefix, **wrong_method},
     ]
 
 
@@ -61,27 +63,30 @@ def prediction_paths(route: ModelRoute, gateway: GatewaySettings, form: Form) ->
         | {"route": _forward(gateway, {"cluster": cluster_name(route.model, version)})}
         for version in route.versions
     }
-    asks, asked = not_empty(headers.MODEL_VERSION), partial(asked_with, form.methods)
+    any_version, match_of = not_empty(headers.MODEL_VERSION), partial(asked_with, form.methods)
     return [
         *(
-            {"match": asked(path), **forward}
+            {"match": match_of(path), **forward}
             for version, forward in to_version.items()
             for path in form.of_version(route.model, version)
         ),
         *(
-            {"match": asked(path, _version_header(version)), **forward}
+            {"match": match_of(path, _version_header(version)), **forward}
             for version, forward in to_version.items()
             for path in form.of_model(route.model)
         ),
-        *({"match": asked(path, asks), **no_version(route)} for path in form.of_model(route.model)),
+        *(
+            {"match": match_of(path, any_version), **no_version(route)}
+            for path in form.of_model(route.model)
+        ),
         *_weighted_paths(route, gateway, form),
     ]
 
 
 def no_version(route: ModelRoute) -> Config:
     """Return the refusal of a version that a model has not."""
-    known = ", ".join(map(str, sorted(route.versions))) or "none"
-    message = f"{route.model} has no such version; it has {known}"
+    numbers = ", ".join(map(str, sorted(route.versions))) or "none"
+    message = f"{route.model} has no such version; it has {numbers}"
     return refusal(404, "version_not_found", message)
 
 
@@ -96,28 +101,31 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings, form: Form) -> 
 
     An empty key would be a constant, so it counts as none.
     """
-    paths, asked = form.of_model(route.model), partial(asked_with, form.methods)
+    paths, match_of = form.of_model(route.model), partial(asked_with, form.methods)
     shares = [
         {"name": cluster_name(route.model, version), "weight": weight}
         for version, weight in route.weights.items()
         if weight
     ]
     if not shares:
-        return [{"match": asked(path), **unreleased(route)} for path in paths]
+        return [{"match": match_of(path), **unreleased(route)} for path in paths]
     sticky = _forward(gateway, {"weighted_clusters": {"clusters": shares, "use_hash_policy": True}})
-    salted = {
+    rewrite = {
         "pattern": {"regex": "^(.*)$"},
         "substitution": route.salt.replace("\\", r"\\") + r"\1",
     }
     sticky["hash_policy"] = [
-        {"header": {"header_name": headers.STICKY_KEY, "regex_rewrite": salted}}
+        {"header": {"header_name": headers.STICKY_KEY, "regex_rewrite": rewrite}}
     ]
     random = _forward(gateway, {"weighted_clusters": {"clusters": shares}})
     has_key = not_empty(headers.STICKY_KEY)
-    copied, noted = _copies(route), _noted(route, form)
+    copies, entries = _copies(route), _noted(route, form)
     return [
-        *({"match": asked(path, has_key), "route": sticky | copied, **noted} for path in paths),
-        *({"match": asked(path), "route": random | copied, **noted} for path in paths),
+        *(
+            {"match": match_of(path, has_key), "route": sticky | copies, **entries}
+            for path in paths
+        ),
+        *({"match": match_of(path), "route": random | copies, **entries} for path in paths),
     ]
 
 
@@ -132,21 +140,21 @@ def with_all_traffic(config: Config, model: str, version: int) -> Config:
 
 
 def _moved(path: Config, model: str, version: int) -> Config:
-    weighted = path.get("route", {}).get("weighted_clusters", {})
-    shares = weighted.get("clusters", [])
+    weighted_clusters = path.get("route", {}).get("weighted_clusters", {})
+    shares = weighted_clusters.get("clusters", [])
     if not shares or shares[0]["name"].rpartition("-")[0] != model:
         return path
     route = {name: value for name, value in path["route"].items() if name != _COPIES}
-    route["weighted_clusters"] = weighted | {
+    route["weighted_clusters"] = weighted_clusters | {
         "clusters": [{"name": cluster_name(model, version), "weight": 100}]
     }
-    told = [
+    additions = [
         each
         for each in path.get(_TOLD, ())
         if each["header"]["key"] not in (headers.SHADOW, headers.STEP)
     ]
-    kept = {name: value for name, value in path.items() if name not in (_STEP, _TOLD)}
-    return kept | {"route": route} | ({_TOLD: told} if told else {})
+    rest = {name: value for name, value in path.items() if name not in (_STEP, _TOLD)}
+    return rest | {"route": route} | ({_TOLD: additions} if additions else {})
 
 
 def _copies(route: ModelRoute) -> Config:
@@ -171,22 +179,22 @@ def _noted(route: ModelRoute, form: Form) -> Config:
     read, whatever becomes of it. For copies, headers say their step and where they go; engine.lua
     removes them before engines see them.
     """
-    noted = _told(form)
+    entries = _told(form)
     if route.step:
-        noted[_STEP] = {"filter_metadata": {"vlserve": {"step": route.step}}}
+        entries[_STEP] = {"filter_metadata": {"vlserve": {"step": route.step}}}
     if route.shadow:
         to = shadow_name(route.model, route.shadow.version)
-        noted[_TOLD] = [
-            *noted.get(_TOLD, ()),
+        entries[_TOLD] = [
+            *entries.get(_TOLD, ()),
             {"header": {"key": headers.SHADOW, "value": to}},
             {"header": {"key": headers.STEP, "value": "%METADATA(ROUTE:vlserve:step)%"}},
         ]
-    return noted
+    return entries
 
 
 def _told(form: Form) -> Config:
-    added = [{"header": {"key": name, "value": value}} for name, value in form.told.items()]
-    return {_TOLD: added} if added else {}
+    additions = [{"header": {"key": name, "value": value}} for name, value in form.told.items()]
+    return {_TOLD: additions} if additions else {}
 
 
 def _forward(gateway: GatewaySettings, target: Config) -> Config:

@@ -92,10 +92,10 @@ class RecentRequests:
     def figures(self) -> Mapping[str, ModelTraffic]:
         """Return model -> its figures; models without a request are left out."""
         with self._lock:
-            passing = time.monotonic()
-            if passing - self._read_at >= KEPT_S:
+            moment = time.monotonic()
+            if moment - self._read_at >= KEPT_S:
                 self._figures = _figures(self._lines, self._now())
-                self._read_at = passing
+                self._read_at = moment
             return self._figures
 
 
@@ -104,8 +104,8 @@ def _figures(lines: ModelLines, now: float) -> Mapping[str, ModelTraffic]:
     since = now - MINUTES * _MINUTE_S
     figures: dict[str, ModelTraffic] = {}
     for model, sample in sorted(lines.since(since - _LONGEST_REQUEST_S, _began).items()):
-        read = (request for line in sample.lines if (request := _parsed(line)) is not None)
-        requests = [request for request in read if since <= request.began <= now]
+        candidates = (request for line in sample.lines if (request := _parsed(line)) is not None)
+        requests = [request for request in candidates if since <= request.began <= now]
         if requests:
             figures[model] = _traffic(model, requests, now, sample.scale)
     return figures
@@ -166,18 +166,18 @@ def _time_of(line: AccessLine) -> float:
 def _parsed(line: bytes) -> _Request | None:
     """Return one line's request; None for the stack's own probes, and for what is no such line."""
     try:
-        told = parse_access_line(line)
-        began = _time_of(told)
+        record = parse_access_line(line)
+        began = _time_of(record)
     except ValueError:  # pydantic's too
         return None
-    if is_probe(told):
+    if is_probe(record):
         return None
-    status = told.status or 0
+    status = record.status or 0
     answered = 0 < status < HTTPStatus.INTERNAL_SERVER_ERROR
     return _Request(
         began,
-        told.number,
-        told.step or "",
-        failed=not answered and not told.client_left,
-        latency_ms=told.waited_ms,
+        record.number,
+        record.step or "",
+        failed=not answered and not record.client_left,
+        latency_ms=record.waited_ms,
     )

@@ -32,10 +32,10 @@ def error(code: str, message: str) -> Config:
 
 def refusal(status: int, code: str, message: str, allow: str = "") -> Config:
     """Return a refusal; ``allow``: the methods that are taken."""
-    refused = direct(status, error(code, message))
+    answer = direct(status, error(code, message))
     if allow:
-        refused["response_headers_to_add"] = [{"header": {"key": "allow", "value": allow}}]
-    return refused
+        answer["response_headers_to_add"] = [{"header": {"key": "allow", "value": allow}}]
+    return answer
 
 
 NO_MODEL = refusal(404, "model_not_found", "no model of this name is served")
@@ -62,9 +62,9 @@ def large_body(path: Config, gateway: GatewaySettings) -> Config:
     """Refuse a body by the length that its headers announce, before any of it is read; ``path``:
     what is matched beside."""
     too_large = {"start": gateway.max_body_bytes + 1, "end": 2**63 - 1}
-    announced = {"name": "content-length", "range_match": too_large}
+    length = {"name": "content-length", "range_match": too_large}
     message = f"the body is larger than {gateway.max_body_bytes} bytes"
-    return {"match": path | {"headers": [announced]}, **refusal(413, "body_too_large", message)}
+    return {"match": path | {"headers": [length]}, **refusal(413, "body_too_large", message)}
 
 
 def with_slash(path: str) -> tuple[Config, Config]:

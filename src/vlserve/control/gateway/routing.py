@@ -39,27 +39,27 @@ def desired_routing(
 ) -> Routing:
     """Return the routing that the ledger wants: a path per loaded version, weights by model. A
     version's requests go to instances of its engine alone: the others count as lacking it."""
-    served = [record for record in versions if record.state.routable]
-    routable: dict[str, dict[int, Manifest]] = {}
-    for record in served:
-        routable.setdefault(record.model, {})[record.version] = record.manifest
+    records = [record for record in versions if record.state.routable]
+    manifests: dict[str, dict[int, Manifest]] = {}
+    for record in records:
+        manifests.setdefault(record.model, {})[record.version] = record.manifest
     routes = [
         ModelRoute(
             model=model.model,
             weights=dict(model.weights),
-            versions=tuple(sorted(routable[model.model])),
+            versions=tuple(sorted(manifests[model.model])),
             salt=model.salt,
             step=model.step,
             shadow=model.shadow,
-            manifests=routable[model.model],
+            manifests=manifests[model.model],
         )
         for model in models
-        if model.model in routable
+        if model.model in manifests
     ]
     return Routing(
         models=tuple(sorted(routes, key=lambda route: route.model)),
         instances=tuple(
-            replace(instance, lacks=instance.lacks | _elsewhere(instance, served, placement))
+            replace(instance, lacks=instance.lacks | _elsewhere(instance, records, placement))
             for instance in sorted(instances, key=lambda instance: instance.name)
         ),
     )
@@ -73,10 +73,10 @@ def _elsewhere(
 
 
 def known_instances(
-    known: Mapping[str, Instance],
-    answering: Iterable[Instance],
-    held: Held,
-    routable: Iterable[VersionRecord],
+    registry: Mapping[str, Instance],
+    responders: Iterable[Instance],
+    holdings: Held,
+    versions: Iterable[VersionRecord],
     placement: Placement,
 ) -> dict[str, Instance]:
     """Return the engine instances as the gateway is to reach them, by name. Each lacks what it is
@@ -86,28 +86,30 @@ def known_instances(
     a slow management port must not take traffic away.
 
     Args:
-        known: the instances until now.
-        answering: those that answer now, with what each holds in ``held``.
-        routable: the versions that clients may ask for.
+        registry: the instances until now.
+        responders: those that answer now, with what each holds in ``holdings``.
+        versions: those that clients may ask for.
     """
-    after = dict(known)
-    for instance in answering:
-        before = known.get(instance.name)
+    after = dict(registry)
+    for instance in responders:
+        before = registry.get(instance.name)
         restarted = before is not None and before.token != instance.token
-        lacked = before.lacks if before and not restarted else frozenset()
-        holds = held.get(instance.name, {})
-        own = [record.key for record in routable if placement.is_on(instance.name, record)]
-        lacks = frozenset(key for key in own if _lacks(holds.get(key), key in lacked or restarted))
+        old_lacks = before.lacks if before and not restarted else frozenset()
+        contents = holdings.get(instance.name, {})
+        own = [record.key for record in versions if placement.is_on(instance.name, record)]
+        lacks = frozenset(
+            key for key in own if _lacks(contents.get(key), key in old_lacks or restarted)
+        )
         after[instance.name] = replace(instance, lacks=lacks)
     return after
 
 
-def _lacks(loaded: LoadedVersion | None, lacked: bool) -> bool:
-    """Return whether an instance lacks a version, of which it says ``loaded``.
+def _lacks(version: LoadedVersion | None, lacked: bool) -> bool:
+    """Return whether an instance lacks a version, of which it says ``version``; None: nothing.
 
     A version whose workers are coming up is lacking if it was before (it is being loaded), and held
     if it was before (its workers are being replaced, and its queue is answered).
     """
-    if loaded is None:
+    if version is None:
         return True
-    return lacked and not loaded.workers_ready
+    return lacked and not version.workers_ready

@@ -29,9 +29,9 @@ def service_paths(routing: Routing) -> list[Config]:
 
 def model_paths(route: ModelRoute) -> list[Config]:
     """Return the routes of one model; the first that matches counts."""
-    below = {"path_separated_prefix": f"/predictions/{route.model}"}
+    prefix = {"path_separated_prefix": f"/predictions/{route.model}"}
     return [
-        {"match": _options(below), **direct(200, _description(route.model))},
+        {"match": _options(prefix), **direct(200, _description(route.model))},
         {
             "match": {"path_separated_prefix": f"{EXPLANATIONS}{route.model}"},
             **no_explanations(route),
@@ -83,7 +83,7 @@ def _options(path: Config) -> Config:
 
 def _description(model: str) -> dict[str, Any]:
     """Return the OpenAPI description of a model's calls, or with "{model}" of every model's."""
-    named = [
+    parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": kind}}
         for name, kind in (("model", "string"), ("version", "integer"))
         if name == "version" or model.startswith("{")
@@ -102,12 +102,12 @@ def _description(model: str) -> dict[str, Any]:
         "openapi": "3.0.1",
         "info": {"title": "vlserve", "version": "1"},
         "paths": {
-            path: {**calls, **({"parameters": named[:-1]} if named[:-1] else {})},
-            f"{path}/{{version}}": {**calls, "parameters": named},
+            path: {**calls, **({"parameters": parameters[:-1]} if parameters[:-1] else {})},
+            f"{path}/{{version}}": {**calls, "parameters": parameters},
         },
     }
 
 
-def _json(description: str, required: list[str]) -> dict[str, Any]:
-    schema = {"type": "object", "required": required}
+def _json(description: str, fields: list[str]) -> dict[str, Any]:
+    schema = {"type": "object", "required": fields}
     return {"description": description, "content": {"application/json": {"schema": schema}}}

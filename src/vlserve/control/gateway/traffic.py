@@ -235,9 +235,9 @@ class Traffic:
             self._asked += 1
             turn = self._asked
         # The ledger is read first: what it calls routable was loaded before the engine is asked.
-        routable = [record for record in self._ledger.versions() if record.state.routable]
+        versions = [record for record in self._ledger.versions() if record.state.routable]
         try:
-            instances, held = self._engine.instances(), self._engine.loaded()
+            instances, holdings = self._engine.instances(), self._engine.loaded()
         except EngineUnavailable:
             with self._lock:
                 if turn > self._answered:
@@ -247,10 +247,10 @@ class Traffic:
             if turn > self._answered:  # no later question has been answered already
                 self._answered = turn
                 self._known = known_instances(
-                    self._known, instances, held, routable, self.placement
+                    self._known, instances, holdings, versions, self.placement
                 )
-                self._held = held
-        return held
+                self._held = holdings
+        return holdings
 
     @property
     def held(self) -> Held:
@@ -272,8 +272,8 @@ class Traffic:
         return counts
 
     def _wanted(self) -> Routing:
-        versions, known = self._ledger.versions(), self._known.values()
-        return desired_routing(self.models(), versions, known, self.placement)
+        versions, instances = self._ledger.versions(), self._known.values()
+        return desired_routing(self.models(), versions, instances, self.placement)
 
     def _apply(self, routing: Routing) -> None:
         self._gateway.apply(routing)

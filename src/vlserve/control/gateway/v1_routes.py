@@ -20,23 +20,21 @@ V1 = Form(
 
 def service_paths(routing: Routing) -> list[Config]:
     """Return the route that lists the models of which a version has weight."""
-    released = [route.model for route in routing.models if route.is_released]
-    return [
-        {"match": asked_with("GET", {"path": "/v1/models"}), **direct(200, {"models": released})}
-    ]
+    names = [route.model for route in routing.models if route.is_released]
+    return [{"match": asked_with("GET", {"path": "/v1/models"}), **direct(200, {"models": names})}]
 
 
 def model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
     """Return the routes of one model; the first that matches counts."""
     model = f"{PREFIX}{route.model}"
     ready = direct(200, {"name": route.model, "ready": True})
-    said = ready if route.is_released else unreleased(route)
+    readiness = ready if route.is_released else unreleased(route)
     get = refusal(405, "method_not_allowed", "readiness is asked for with GET", "GET")
     post = refusal(405, "method_not_allowed", "predictions are asked for with POST", "POST")
     return [
         *prediction_paths(route, gateway, V1),
         *({"match": path, **post} for path in V1.of_model(route.model)),
         *({"match": path, **no_explanations(route)} for path in with_slash(f"{model}:explain")),
-        *({"match": asked_with("GET", path), **said} for path in with_slash(model)),
+        *({"match": asked_with("GET", path), **readiness} for path in with_slash(model)),
         *({"match": path, **get} for path in with_slash(model)),
     ]

@@ -62,7 +62,9 @@ def _inputs(manifest: Manifest) -> list[Metadata]:
 
 
 def _outputs(manifest: Manifest) -> list[Metadata]:
-    return [_tensor(one.name, one.datatype, one.shape) for one in outputs_of(manifest.task)]
+    return [
+        _tensor(output.name, output.datatype, output.shape) for output in outputs_of(manifest.task)
+    ]
 
 
 def _tensor(name: str, datatype: str, shape: tuple[int, ...]) -> Metadata:

@@ -42,15 +42,15 @@ V2 = Form(
 )
 
 
-def health_paths(unready: str = "") -> list[Config]:
+def health_paths(reason: str = "") -> list[Config]:
     """Return the routes of the gateway's own health: it is live where it has them, and ready where
-    nothing says why not (``unready``)."""
-    ready = error("not_ready", unready) if unready else {"ready": True}
+    nothing says why not (``reason``)."""
+    ready = error("not_ready", reason) if reason else {"ready": True}
     return [
         route | OPEN_TO_ALL if "direct_response" in route else route
         for route in (
             *_asked("/v2/health/live", {"live": True}),
-            *_asked("/v2/health/ready", ready, 503 if unready else 200),
+            *_asked("/v2/health/ready", ready, 503 if reason else 200),
         )
     ]
 
@@ -63,10 +63,10 @@ def model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
         *V2.of_model(route.model),
         *(path for version in route.versions for path in V2.of_version(route.model, version)),
     ]
-    refused = refusal(405, "method_not_allowed", "inference is asked for with POST", "POST")
+    wrong_method = refusal(405, "method_not_allowed", "inference is asked for with POST", "POST")
     return [
         *prediction_paths(route, gateway, V2),
-        *({"match": path, **refused} for path in infers),
+        *({"match": path, **wrong_method} for path in infers),
         *_asked(model, model_metadata(route)),
         *(
             _asked(f"{model}/ready", ready)
@@ -74,9 +74,9 @@ def model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
             else [{"match": {"path": f"{model}/ready"}, **unreleased(route)}]
         ),
         *(
-            asked
+            entry
             for version in route.versions
-            for asked in (
+            for entry in (
                 *_asked(f"{model}/versions/{version}", model_metadata(route, version)),
                 *_asked(f"{model}/versions/{version}/ready", ready | {"version": str(version)}),
             )
@@ -101,9 +101,9 @@ def other_paths() -> list[Config]:
 
 def _asked(path: str, answer: object, status: int = 200) -> Sequence[Config]:
     """Return the routes of what is asked for with GET, also with a slash at its end."""
-    refused = refusal(405, "method_not_allowed", "it is asked for with GET", "GET, HEAD")
+    wrong_method = refusal(405, "method_not_allowed", "it is asked for with GET", "GET, HEAD")
     paths = ({"path": path}, {"path": f"{path}/"})
     return [
         *({"match": asked_with("GET|HEAD", each), **direct(status, answer)} for each in paths),
-        *({"match": each, **refused} for each in paths),
+        *({"match": each, **wrong_method} for each in paths),
     ]

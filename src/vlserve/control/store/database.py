@@ -172,8 +172,8 @@ class Database:
         with suppress(ControlError, OSError):  # then it is lost, as it was before
             copy.unlink(missing_ok=True)
             self.query("VACUUM INTO ?", str(copy))
-            for left in ("-wal", "-shm"):  # of the deleted file: they do not belong to this one
-                self._file.with_name(f"{self._file.name}{left}").unlink(missing_ok=True)
+            for suffix in ("-wal", "-shm"):  # of the deleted file: they do not belong to this one
+                self._file.with_name(f"{self._file.name}{suffix}").unlink(missing_ok=True)
             copy.replace(self._file)
 
     def _try_a_change(self) -> None:
@@ -196,9 +196,9 @@ class Database:
     @contextmanager
     def _borrowed(self) -> Iterator[sqlite3.Connection]:
         """The connection that this thread works with; one that is free, or a new one."""
-        mine: sqlite3.Connection | None = getattr(self._threads, "connection", None)
-        if mine is not None:
-            yield mine
+        own: sqlite3.Connection | None = getattr(self._threads, "connection", None)
+        if own is not None:
+            yield own
             return
         try:
             connection = self._idle.pop()
@@ -283,8 +283,8 @@ def _owned(file: Path) -> TextIO:
 
 
 def _identity(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_dev, found.st_ino
+    status = file.stat()
+    return status.st_dev, status.st_ino
 
 
 def read_migrations(folder: Path = MIGRATIONS) -> tuple[str, ...]:

@@ -33,10 +33,10 @@ def disk_troubles(folders: Mapping[str, Path], logs: Path) -> Iterator[Trouble]:
     for on_disk in by_disk.values():
         lack = _lack(next(iter(on_disk.values())))
         if lack:
-            named = ", ".join(f"{name} ({folder})" for name, folder in on_disk.items())
+            names = ", ".join(f"{name} ({folder})" for name, folder in on_disk.items())
             yield Trouble(
                 "disk",
-                f"the disk of {named} has {lack}: delete retired versions (`vlserve delete`), "
+                f"the disk of {names} has {lack}: delete retired versions (`vlserve delete`), "
                 f"or files whose name ends in .1 to .5 in {logs}",
             )
 

@@ -339,12 +339,12 @@ class Ledger:
         text = None if weights is None else json.dumps(_keys_as_text(weights))
         self._execute("UPDATE models SET intended = ? WHERE model = ?", text, model)
 
-    def undo(self, model: str, intended: Mapping[int, int]) -> None:
+    def undo(self, model: str, weights: Mapping[int, int]) -> None:
         """Record that the gateway left the weights that a control service had put it on before it
         died."""
         with self.transaction():
             self.intend(model, None)
-            self.record(model, None, "interrupted", intended=_keys_as_text(intended))
+            self.record(model, None, "interrupted", intended=_keys_as_text(weights))
 
     def record(self, model: str, version: int | None, kind: str, **detail: Any) -> None:
         """Append one event, with the name of the key by which it was asked for."""
@@ -424,5 +424,5 @@ def _keys_as_text(weights: Mapping[int, int]) -> dict[str, int]:
 
 
 def _known(names: Iterator[str]) -> str:
-    known = ", ".join(names)
-    return f" (there is {known})" if known else ""
+    listing = ", ".join(names)
+    return f" (there is {listing})" if listing else ""

@@ -70,8 +70,8 @@ class RefusalLog:
         from being refused."""
         with self._lock:
             at, kind = now(), (key, call, needs, self._known(model))
-            pending = self._pending.setdefault(kind, _Pending(at, at, 0))
-            pending.last_at, pending.times = at, pending.times + 1
+            tally = self._pending.setdefault(kind, _Pending(at, at, 0))
+            tally.last_at, tally.times = at, tally.times + 1
             if self._clock() - self._written_at >= WRITE_EVERY_S:
                 self._write()
             while len(self._pending) > MOST_REFUSALS:
@@ -101,12 +101,12 @@ class RefusalLog:
         self._written_at = self._clock()
         try:
             with self._ledger.transaction():
-                for kind, pending in self._pending.items():
+                for kind, tally in self._pending.items():
                     self._ledger.database.execute(
                         f"INSERT INTO refusals ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
                         " ON CONFLICT DO UPDATE SET last_at = excluded.last_at,"
                         " times = times + excluded.times",
-                        *(*kind, pending.first_at, pending.last_at, pending.times),
+                        *(*kind, tally.first_at, tally.last_at, tally.times),
                     )
                 self._ledger.database.execute(
                     "DELETE FROM refusals WHERE rowid NOT IN"

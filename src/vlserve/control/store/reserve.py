@@ -26,8 +26,8 @@ class Reserve:
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not has_room(self._file.parent, RESERVE_BYTES):
                 return
-            with self._file.open("wb") as held:
-                os.posix_fallocate(held.fileno(), 0, RESERVE_BYTES)
+            with self._file.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
 
     def give_up(self) -> None:
         """Free the space; `keep` sets it aside again once there is room."""

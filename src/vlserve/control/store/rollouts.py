@@ -41,9 +41,9 @@ class RolloutStore:
             state_json,
             salt,
         )
-        started = self.under_way(model)
-        assert started is not None
-        return started
+        rollout = self.under_way(model)
+        assert rollout is not None
+        return rollout
 
     def all_under_way(self) -> list[Rollout]:
         """Return every rollout under way. Once the ledger is damaged: as they were last read."""

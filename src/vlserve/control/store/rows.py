@@ -34,7 +34,7 @@ def read_model(row: sqlite3.Row, query: Callable[[str, object], list[sqlite3.Row
         salt, step = rollout["salt"], step_name(rollout["id"], rollout["step"])
         if rollout["shadow_percent"]:
             shadow = Shadow(rollout["candidate"], rollout["shadow_percent"])
-    intended = row["intended"]
+    target = row["intended"]
     return ModelRecord(
         model=row["model"],
         weights=_weights(row["weights"]),
@@ -42,7 +42,7 @@ def read_model(row: sqlite3.Row, query: Callable[[str, object], list[sqlite3.Row
         salt=salt,
         step=step,
         shadow=shadow,
-        intended=None if intended is None else _weights(intended),
+        intended=None if target is None else _weights(target),
     )
 
 

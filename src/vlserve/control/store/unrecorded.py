@@ -86,14 +86,12 @@ class Unrecorded:
 
     def is_due(self, change: ChangeBack) -> bool:
         """Return whether the ledger still stands where the change was begun."""
-        under_way = self._rollouts.under_way(change.model)
+        rollout = self._rollouts.under_way(change.model)
         if change.ends is not None:
-            return under_way is not None and under_way.id == change.ends.id
+            return rollout is not None and rollout.id == change.ends.id
         model = self._ledger.model(change.model)
         return (
-            under_way is None
-            and model.stable == change.previous
-            and change.version in model.earlier
+            rollout is None and model.stable == change.previous and change.version in model.earlier
         )
 
     def add(self, change: ChangeBack, why: str) -> None:
@@ -201,14 +199,14 @@ class Unrecorded:
 
     def _write(self) -> None:
         """Write over the bytes that are there, which needs no space. OSError."""
-        short = {
+        notes = {
             model: tuple(
                 replace(change, ends=change.ends and replace(change.ends, state_json=""))
                 for change in changes
             )
             for model, changes in self._changes.items()
         }
-        text = _NOTE.dump_json(short) if short else b""
+        text = _NOTE.dump_json(notes) if notes else b""
         self.set_aside()
         with self._note.open("r+b") as file:
             file.write(text.ljust(NOTE_BYTES))

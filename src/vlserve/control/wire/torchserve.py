@@ -82,7 +82,7 @@ class VersionDescription(TorchServeView):
     )
 
 
-Flag = Annotated[bool, BeforeValidator(lambda given: str(given).strip().lower() == "true")]
+Flag = Annotated[bool, BeforeValidator(lambda value: str(value).strip().lower() == "true")]
 """True is "true" in any case, and all else false, as TorchServe reads it."""
 
 

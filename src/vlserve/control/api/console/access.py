@@ -30,9 +30,9 @@ class Visit:
 
 def language_of(request: Request) -> str:
     """Return the language of the page that answers a request."""
-    chosen = request.cookies.get(LANGUAGE_COOKIE, "")
+    cookie = request.cookies.get(LANGUAGE_COOKIE, "")
     return choose_language(
-        request.query_params.get("lang", chosen), request.headers.get("accept-language", "")
+        request.query_params.get("lang", cookie), request.headers.get("accept-language", "")
     )
 
 

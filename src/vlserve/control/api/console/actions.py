@@ -37,13 +37,13 @@ def actions(service: ControlService, sessions: Sessions, threads: Threads) -> AP
     """Return what acts; each request carries the token of its session."""
     router = APIRouter(prefix="/console", include_in_schema=False, route_class=ConsoleRoute)
 
-    async def moved(request: Request, form: Form, work: Callable[[], Any], page: str) -> Response:
+    async def move(request: Request, form: Form, work: Callable[[], Any], page: str) -> Response:
         """Move traffic, then show the page that tells what came of it."""
         check_may_act(sessions, request, form.token)
         await threads.move_traffic(request, work)
         return RedirectResponse(page, SEE_OTHER)
 
-    async def loaded(
+    async def load(
         request: Request, form: VersionForm, model: str, work: Callable[[], Any], page: str
     ) -> Response:
         """Likewise of a version that may have to be loaded first, which takes seconds."""
@@ -61,12 +61,12 @@ def actions(service: ControlService, sessions: Sessions, threads: Threads) -> AP
     @router.post("/models/{model}/release")
     async def release(request: Request, model: ModelName, form: SentVersion) -> Response:
         work = partial(service.release, model, form.version)
-        return await loaded(request, form, model, work, _page(model))
+        return await load(request, form, model, work, _page(model))
 
     @router.post("/models/{model}/start")
     async def start(request: Request, model: ModelName, form: SentStart) -> Response:
         work = partial(service.rollouts.start, model, form.version, form.changes())
-        return await loaded(request, form, model, work, f"{_page(model)}/rollout")
+        return await load(request, form, model, work, f"{_page(model)}/rollout")
 
     @router.post("/models/{model}/{word}")
     async def steer(
@@ -76,7 +76,7 @@ def actions(service: ControlService, sessions: Sessions, threads: Threads) -> AP
         form: Sent,
     ) -> Response:
         work = partial(getattr(service.rollouts, word), model)
-        return await moved(request, form, work, f"{_page(model)}/rollout")
+        return await move(request, form, work, f"{_page(model)}/rollout")
 
     @router.post("/versions")
     async def register(
@@ -86,8 +86,8 @@ def actions(service: ControlService, sessions: Sessions, threads: Threads) -> AP
     ) -> Response:
         """Register the archive in the body; answers with the page to show."""
         check_may_act(sessions, request, token)
-        registered = await register_upload(request, service, threads, name, by="console")
-        return JSONResponse({"page": _page(registered.model)})
+        registration = await register_upload(request, service, threads, name, by="console")
+        return JSONResponse({"page": _page(registration.model)})
 
     return router
 

@@ -25,8 +25,8 @@ def evaluated_figures(training: Mapping[str, Any] | None) -> list[EvaluatedFigur
     best.
     """
     record = training or {}
-    told = record.get("evaluation")
-    figures = told if isinstance(told, dict) else _best_epoch(record)
+    evaluation = record.get("evaluation")
+    figures = evaluation if isinstance(evaluation, dict) else _best_epoch(record)
     intervals = figures.get("intervals_95")
     return [
         EvaluatedFigure(name, value, *_interval(intervals, name))
@@ -39,8 +39,10 @@ def _best_epoch(record: Mapping[str, Any]) -> Mapping[str, Any]:
     epochs, best_by = record.get("epochs"), record.get("best_by")
     if not isinstance(epochs, list) or not isinstance(best_by, str):
         return {}
-    measured = [each for each in epochs if isinstance(each, dict) and _is_number(each.get(best_by))]
-    best = max(measured, key=lambda each: each[best_by], default={})
+    candidates = [
+        each for each in epochs if isinstance(each, dict) and _is_number(each.get(best_by))
+    ]
+    best = max(candidates, key=lambda each: each[best_by], default={})
     return {name: value for name, value in best.items() if not name.startswith("train")}
 
 

@@ -65,9 +65,9 @@ class StartForm(VersionForm):
 
     def changes(self) -> dict[str, Any]:
         """Return the entries as `load_policy` takes them."""
-        told = self.model_dump(exclude={"token", "version"}, exclude_none=True)
-        minimum = {name: told.pop(name) for name in MINIMUM if name in told}
-        return told | ({"minimum": minimum} if minimum else {})
+        entries = self.model_dump(exclude={"token", "version"}, exclude_none=True)
+        minimum = {name: entries.pop(name) for name in MINIMUM if name in entries}
+        return entries | ({"minimum": minimum} if minimum else {})
 
 
 class RollbackForm(Form):

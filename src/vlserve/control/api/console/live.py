@@ -60,15 +60,15 @@ class LiveParts:
         The first is as new as the page that follows: an older one would turn it back.
         """
         self._viewers += 1
-        shown, longest_s = "", 0.0
+        last_html, longest_s = "", 0.0
         try:
             while may_look():
                 html = await self._render(path, language, part, longest_s)
                 longest_s = EVERY_S
-                if html != shown:
-                    shown = html
-                    told = json.dumps({"id": part.id, "html": html})
-                    yield f"event: part\ndata: {told}\n\n"
+                if html != last_html:
+                    last_html = html
+                    data = json.dumps({"id": part.id, "html": html})
+                    yield f"event: part\ndata: {data}\n\n"
                 await anyio.sleep(EVERY_S)
         finally:
             self._viewers -= 1

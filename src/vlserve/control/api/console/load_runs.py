@@ -77,12 +77,12 @@ class LoadRun:
 def newest_runs(folder: Path) -> list[LoadRun]:
     """Return the `MOST_RUNS` newest runs in ``folder``, those of a search for a limit too, the
     newest first."""
-    found: list[tuple[float, Path]] = []
+    files: list[tuple[float, Path]] = []
     for pattern in ("*/result.json", "*/*/result.json"):
         for file in folder.glob(pattern):
             with suppress(OSError):
-                found.append((file.stat().st_mtime, file))
-    newest = nlargest(MOST_RUNS, found)
+                files.append((file.stat().st_mtime, file))
+    newest = nlargest(MOST_RUNS, files)
     return [run for at, file in newest if (run := _read(folder, file, at)) is not None]
 
 
@@ -103,8 +103,8 @@ def _read(folder: Path, file: Path, at: float) -> LoadRun | None:
         result = Result.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         return None
-    ended = datetime.fromtimestamp(at, UTC).isoformat()
-    return LoadRun(str(file.parent.relative_to(folder)), ended, result, _parts(result))
+    end = datetime.fromtimestamp(at, UTC).isoformat()
+    return LoadRun(str(file.parent.relative_to(folder)), end, result, _parts(result))
 
 
 def _parts(result: Result) -> tuple[StagePart, ...]:

@@ -46,8 +46,8 @@ def login(sessions: Sessions, callers: Callers) -> APIRouter:
 def _asked(request: Request, why: str) -> Response:
     """Ask for a key, after what did not let anybody in."""
     texts = texts_in(language_of(request))
-    told = {"heading": texts("no_session"), "message": texts(why)}
-    return page("login.html.j2", language_of(request), told, UNAUTHORIZED)
+    values = {"heading": texts("no_session"), "message": texts(why)}
+    return page("login.html.j2", language_of(request), values, UNAUTHORIZED)
 
 
 def _let_in(request: Request, session: Session) -> Response:

@@ -26,8 +26,8 @@ class Filter:
 
     def takes(self, pair: DifferingPair) -> bool:
         labels = (pair.stable_label, pair.candidate_label)
-        named = (*labels, *map(shown, labels))  # a form sends what the page shows
-        return (not self.label or self.label in named) and self.kind in ("", pair.kind)
+        names = (*labels, *map(shown, labels))  # a form sends what the page shows
+        return (not self.label or self.label in names) and self.kind in ("", pair.kind)
 
 
 @dataclass(frozen=True)
@@ -52,31 +52,31 @@ def pairs_screen(
     name: str,
     pairs: Sequence[DifferingPair],
     marks: Sequence[Mark],
-    chosen: Filter,
-    kept_of: Callable[[str], InputSummary | None],
+    choice: Filter,
+    summary_of: Callable[[str], InputSummary | None],
 ) -> Screen:
-    """Show the pairs that ``chosen`` takes, and how often which label became which.
+    """Show the pairs that ``choice`` takes, and how often which label became which.
 
     Args:
-        kept_of: request id -> what was kept of its input.
+        summary_of: request id -> what was kept of its input.
     """
-    found = [pair for pair in pairs if chosen.takes(pair)]
+    matches = [pair for pair in pairs if choice.takes(pair)]
     by_pair = {(mark.request_id, mark.stable, mark.candidate): mark for mark in marks}
     rows = [
         PairRow(
             pair,
             by_pair.get((pair.request_id, pair.stable, pair.candidate)),
-            kept_of(pair.request_id),
+            summary_of(pair.request_id),
         )
-        for pair in found[:MOST_SHOWN]
+        for pair in matches[:MOST_SHOWN]
     ]
     return {
         "name": name,
-        "chosen": chosen,
+        "chosen": choice,
         "kinds": KINDS,
         "labels": sorted({label for pair in pairs for label in _labels(pair)}),
-        "changes": _changes(found),
-        "found": len(found),
+        "changes": _changes(matches),
+        "found": len(matches),
         "rows": rows,
         "kept": any(row.kept for row in rows),
         "marked": len(marks),

@@ -63,17 +63,17 @@ def pairs(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
     return router
 
 
-def _gather(service: ControlService, name: str, chosen: Filter) -> Screen:
+def _gather(service: ControlService, name: str, choice: Filter) -> Screen:
     """Gather what the page shows. ModelNotFound."""
     marks = service.disagreements.marks(name)
-    kept_of = partial(service.captures.summary_of, name)
-    return pairs_screen(name, service.disagreements.newest(name), marks, chosen, kept_of)
+    summary_of = partial(service.captures.summary_of, name)
+    return pairs_screen(name, service.disagreements.newest(name), marks, choice, summary_of)
 
 
 def _image(service: ControlService, model: str, request_id: str, field: str) -> Response:
     """Return an image that was kept of a request; 404 for what is none."""
-    kept = service.captures.input_of(model, request_id)
-    content = kept.images.get(field, b"") if kept else b""
+    capture = service.captures.input_of(model, request_id)
+    content = capture.images.get(field, b"") if capture else b""
     kind = next((kind for head, kind in _IMAGES.items() if content.startswith(head)), None)
     if kind is None:
         return Response(status_code=404, headers=security_headers())

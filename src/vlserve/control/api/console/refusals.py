@@ -66,5 +66,5 @@ def _answer(
 ) -> Response:
     if TOKEN_HEADER in request.headers:
         return error_answer(status, message)
-    told = {"heading": heading, "message": message, "back": "/console/"}
-    return page(template, language_of(request), told, status)
+    values = {"heading": heading, "message": message, "back": "/console/"}
+    return page(template, language_of(request), values, status)

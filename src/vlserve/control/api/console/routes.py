@@ -27,7 +27,7 @@ def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
     """Return the pages; Door has judged the host and the origin of each request."""
     router = APIRouter(prefix="/console", include_in_schema=False, route_class=ConsoleRoute)
 
-    async def shown(request: Request, template: str, gather: Callable[[], Screen]) -> Response:
+    async def show(request: Request, template: str, gather: Callable[[], Screen]) -> Response:
         """Answer with a page for a browser that may read."""
         visitor = visit(sessions, request)
         screen = await threads.look(gather)
@@ -45,16 +45,16 @@ def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
     @router.get("/")
     async def now(request: Request) -> Response:
         live = {"live": "/console/live/now"}
-        return await shown(request, "now.html.j2", lambda: {**views.now(service), **live})
+        return await show(request, "now.html.j2", lambda: {**views.now(service), **live})
 
     @router.get("/register")
     async def register(request: Request) -> Response:
-        return await shown(request, "register.html.j2", dict)
+        return await show(request, "register.html.j2", dict)
 
     @router.get("/models/{model}")
     async def model(request: Request, model: ModelName) -> Response:
         live = {"live": f"/console/live/models/{model}"}
-        return await shown(
+        return await show(
             request,
             "model.html.j2",
             lambda: {**views.model(service, model), **views.policy(service), **live},
@@ -63,7 +63,7 @@ def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
     @router.get("/models/{model}/rollout")
     async def rollout(request: Request, model: ModelName) -> Response:
         live = {"live": f"/console/live/models/{model}/rollout"}
-        return await shown(
+        return await show(
             request,
             "rollout.html.j2",
             lambda: {**views.rollout(service, model), **views.worst_pairs(service, model), **live},
@@ -72,15 +72,15 @@ def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
     @router.get("/models/{model}/tags")
     async def tags(request: Request, model: ModelName) -> Response:
         look = partial(gather, service, model)
-        return await shown(request, "tags.html.j2", look)
+        return await show(request, "tags.html.j2", look)
 
     @router.get("/models/{model}/history")
     async def history(request: Request, model: ModelName) -> Response:
-        return await shown(request, "history.html.j2", partial(views.history, service, model))
+        return await show(request, "history.html.j2", partial(views.history, service, model))
 
     @router.get("/models/{model}/versions/{version}")
     async def version(request: Request, model: ModelName, version: Version) -> Response:
         gather = partial(views.version, service, model, version)
-        return await shown(request, "version.html.j2", gather)
+        return await show(request, "version.html.j2", gather)
 
     return router

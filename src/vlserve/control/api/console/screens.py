@@ -108,19 +108,19 @@ def rollout_screen(rollout: RolloutReport, traffic: ModelTraffic, step: str) -> 
 
 def _actual_weight(rollout: RolloutReport, traffic: ModelTraffic, step: str) -> float | None:
     """Return the candidate's share of what this step's weights routed lately, per cent."""
-    routed = traffic.steps.get(step, {})
-    total = sum(routed.values())
-    return 100 * routed.get(rollout.candidate, 0) / total if total else None
+    counts = traffic.steps.get(step, {})
+    total = sum(counts.values())
+    return 100 * counts.get(rollout.candidate, 0) / total if total else None
 
 
 def _seconds(gate: GateResult, windows: Sequence[MetricWindow]) -> float | None:
     if gate.need is None or not windows:
         return None
-    lacking = gate.need.minimum - gate.need.seen
+    rest = gate.need.minimum - gate.need.seen
     recent = windows[-_RATE_WINDOWS:]
-    passed = recent[-1].start - recent[0].start + WINDOW_S
-    counted = sum(_of_kind(gate.need.kind, window) for window in recent)
-    return lacking * passed / counted if lacking > 0 and counted else None
+    duration_s = recent[-1].start - recent[0].start + WINDOW_S
+    count = sum(_of_kind(gate.need.kind, window) for window in recent)
+    return rest * duration_s / count if rest > 0 and count else None
 
 
 def _of_kind(kind: str, window: MetricWindow) -> int:

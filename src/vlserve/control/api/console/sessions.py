@@ -97,7 +97,7 @@ class Sessions:
         return None
 
 
-def _forget_oldest(kept: dict[str, Any], of_holder: Sequence[str], most: int) -> None:
+def _forget_oldest(entries: dict[str, Any], keys: Sequence[str], most: int) -> None:
     """Forget the oldest of those that one holder has: nobody's push out another's."""
-    for oldest in of_holder[: max(0, len(of_holder) - most)]:
-        kept.pop(oldest)
+    for oldest in keys[: max(0, len(keys) - most)]:
+        entries.pop(oldest)

@@ -68,11 +68,11 @@ def label_rows(
     return rows[:MOST_LABELS]
 
 
-def input_figures(kept: Sequence[InputSummary]) -> dict[str, Quantiles]:
+def input_figures(summaries: Sequence[InputSummary]) -> dict[str, Quantiles]:
     """Return lengths of titles (characters) and sizes of images (KiB) of inputs that were kept."""
-    images = [size / KIB for each in kept for size in each.images.values()]
+    images = [size / KIB for each in summaries for size in each.images.values()]
     return {
-        "text_lengths": quantiles([each.text_chars for each in kept if each.text_chars]),
+        "text_lengths": quantiles([each.text_chars for each in summaries if each.text_chars]),
         "image_sizes": quantiles(images),
     }
 

@@ -29,16 +29,16 @@ def texts_in(language: str) -> Texts:
     return text
 
 
-def choose_language(chosen: str, accepted: str) -> str:
+def choose_language(choice: str, header: str) -> str:
     """Return the language of a page.
 
     Args:
-        chosen: by the switch; empty where it was never used.
-        accepted: the header Accept-Language.
+        choice: by the switch; empty where it was never used.
+        header: Accept-Language.
     """
-    if chosen in LANGUAGES:
-        return chosen
-    ranges = [_range(part) for part in accepted.split(",")[:20]]
+    if choice in LANGUAGES:
+        return choice
+    ranges = [_range(part) for part in header.split(",")[:20]]
     for _, tag in sorted(ranges, key=lambda each: -each[0]):
         language = tag.partition("-")[0].strip().lower()
         if language in LANGUAGES:

@@ -77,13 +77,13 @@ def read_answer(version: int, answer: EngineAnswer) -> TrialAnswer:
         text = answer.body.decode("utf-8", "replace")
         return TrialAnswer(version, error=f"{answer.status}: {_shown(text)}")
     request_id = _shown(content.get("request_id", ""))
-    told = content.get("error")
-    if isinstance(told, dict) or answer.status >= 400:
-        error = told if isinstance(told, dict) else content
+    detail = content.get("error")
+    if isinstance(detail, dict) or answer.status >= 400:
+        error = detail if isinstance(detail, dict) else content
         code, message = error.get("code", answer.status), error.get("message", "")
         return TrialAnswer(version, request_id, error=f"{_shown(code)}: {_shown(message)}")
     fields = {name: value for name, value in content.items() if name not in _ABOUT}
-    drawn = {name for name, value in fields.items() if _is_drawn(name, value)}
+    drawings = {name for name, value in fields.items() if _is_drawn(name, value)}
     return TrialAnswer(
         version,
         request_id,
@@ -94,7 +94,7 @@ def read_answer(version: int, answer: EngineAnswer) -> TrialAnswer:
         values={
             name: _shown(value)
             for name, value in fields.items()
-            if name not in drawn and value is not None
+            if name not in drawings and value is not None
         },
         stages=read_stages(answer.timing),
     )
@@ -102,8 +102,8 @@ def read_answer(version: int, answer: EngineAnswer) -> TrialAnswer:
 
 def read_stages(timing: str) -> tuple[Stage, ...]:
     """Return the stages in a Server-Timing header (https://www.w3.org/TR/server-timing/)."""
-    found = (_STAGE.fullmatch(part) for part in timing.split(",")[:50])
-    return tuple(Stage(each[1], float(each[2])) for each in found if each)
+    matches = (_STAGE.fullmatch(part) for part in timing.split(",")[:50])
+    return tuple(Stage(each[1], float(each[2])) for each in matches if each)
 
 
 def _is_drawn(name: str, value: Any) -> bool:
@@ -117,9 +117,9 @@ def _bars(fields: Mapping[str, Any]) -> Iterator[Bar]:
     """Yield the entries of lists of named scores, and of the scores of labels."""
     for value in fields.values():
         for entry in value if isinstance(value, list) else ():
-            scored = _entry(entry)
-            if scored is not None:
-                yield _bar(*scored)
+            pair = _entry(entry)
+            if pair is not None:
+                yield _bar(*pair)
     scores = fields.get("scores")
     for name, score in scores.items() if isinstance(scores, dict) else ():
         if _is_number(score):

@@ -47,11 +47,11 @@ class TaskSchemas:
 def form_fields(schema: type[BaseModel], manifest: Manifest) -> tuple[FormField, ...]:
     """Return the fields of a request that the version of ``manifest`` takes, in the schema's order
     but with pictures and texts first."""
-    described = fields_of(schema, manifest).model_json_schema()
-    required = described.get("required", ())
+    description = fields_of(schema, manifest).model_json_schema()
+    required = description.get("required", ())
     fields = [
         FormField(name, kind, name in required)
-        for name, kind in _kinds(described["properties"])
+        for name, kind in _kinds(description["properties"])
         if not issubclass(schema, VisualFields) or _takes(manifest, name)
     ]
     return tuple(sorted(fields, key=lambda field: field.kind not in ("image", "text")))

@@ -66,7 +66,7 @@ def trials(
 ) -> APIRouter:
     """Return the page and what its form is sent to."""
     router = APIRouter(prefix="/console", include_in_schema=False, route_class=ConsoleRoute)
-    admitted = CapacityLimiter(AT_ONCE)
+    limiter = CapacityLimiter(AT_ONCE)
 
     @router.get("/models/{model}/try")
     async def form(request: Request, model: ModelName, version: Version | None = None) -> Response:
@@ -85,7 +85,7 @@ def trials(
     ) -> Response:
         """Send the body to each version, and answer with a part of the page."""
         visitor = check_may_act(sessions, request, token)
-        async with admitted:  # before the body is read
+        async with limiter:  # before the body is read
             body = await request.body()
             ask = partial(_ask_each, service, model, versions, body, content_type)
             answers = await to_thread.run_sync(ask)
@@ -100,31 +100,31 @@ def trial_screen(
     """Gather what the page shows: the form of ``version``, of stable where it is None.
     ModelNotFound."""
     model = service.model(name)
-    loaded = [each for each in model.versions if each.state.routable]
-    shown = _of_number(loaded, version if version is not None else model.stable)
+    versions = [each for each in model.versions if each.state.routable]
+    target = _of_number(versions, version if version is not None else model.stable)
     return {
         "name": name,
-        "versions": loaded,
-        "shown": shown,
-        "other": _other(model, loaded, shown),
-        "fields": form_fields(clients.schemas.of(shown.task), shown.manifest) if shown else (),
+        "versions": versions,
+        "shown": target,
+        "other": _other(model, versions, target),
+        "fields": form_fields(clients.schemas.of(target.task), target.manifest) if target else (),
         "gateway": clients.url,
         "key_header": clients.key_header,
         "videos": clients.videos,
     }
 
 
-def _of_number(loaded: Sequence[VersionStatus], number: int | None) -> VersionStatus | None:
+def _of_number(versions: Sequence[VersionStatus], number: int | None) -> VersionStatus | None:
     """Return the version of this number, else the newest one; None where none is loaded."""
-    newest = loaded[-1] if loaded else None
-    return next((each for each in loaded if each.version == number), newest)
+    newest = versions[-1] if versions else None
+    return next((each for each in versions if each.version == number), newest)
 
 
 def _other(
-    model: ModelStatus, loaded: Sequence[VersionStatus], shown: VersionStatus | None
+    model: ModelStatus, versions: Sequence[VersionStatus], target: VersionStatus | None
 ) -> int | None:
-    """Return the version that stands beside ``shown`` at first: another one that has weight."""
-    others = (each.version for each in loaded if each is not shown)
+    """Return the version that stands beside ``target`` at first: another one that has weight."""
+    others = (each.version for each in versions if each is not target)
     return next((number for number in others if model.weights.get(number)), None)
 
 

@@ -75,25 +75,25 @@ def history(service: ControlService, name: str) -> Screen:
 def version(service: ControlService, name: str, number: int) -> Screen:
     """Gather what the page of a version shows. ModelNotFound, VersionNotFound."""
     status = service.model(name)
-    found = {each.version: each for each in status.versions}
-    if number not in found:
+    versions = {each.version: each for each in status.versions}
+    if number not in versions:
         raise VersionNotFound(f"{name} has no version {number}")
-    shown, stable = found[number], found.get(status.stable or 0)
-    labels = set(shown.manifest.labels or ())
+    subject, stable = versions[number], versions.get(status.stable or 0)
+    labels = set(subject.manifest.labels or ())
     of_stable = labels if stable is None else set(stable.manifest.labels or ())
     size: int | None = None
     with suppress(OSError):
-        size = shown.archive.stat().st_size
+        size = subject.archive.stat().st_size
     return {
-        "version": shown,
+        "version": subject,
         "stable": status.stable,
         "goes_back": number in status.earlier,
         "size": size,
         "by": service.registered_by(name, number),
-        "evaluated": evaluated_figures(shown.manifest.training),
+        "evaluated": evaluated_figures(subject.manifest.training),
         "added": sorted(labels - of_stable),
         "removed": sorted(of_stable - labels),
-        "manifest": shown.manifest.model_dump_json(indent=2, exclude={"probes"}),
+        "manifest": subject.manifest.model_dump_json(indent=2, exclude={"probes"}),
     }
 
 
