@@ -153,7 +153,7 @@ def error_of(answer: ItemAnswer) -> str:
     try:
         error = json.loads(answer.body)["error"]
         return f"{error['code']}: {error['message']}"
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return f"inference_failed: the version answered {answer.status}"
 
 

@@ -22,7 +22,7 @@ UNFINISHED = (
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningControl]:
-    protocol = guarded_protocol(most_silent=MOST, headers_s=0.5)
+    protocol = guarded_protocol(most_silent=MOST, headers_s=2.0)
     with running_control(tmp_path_factory.mktemp("connections"), protocol) as control:
         yield control
 
@@ -81,7 +81,7 @@ def test_a_connection_is_used_again_and_long_answers_go_on(server: RunningContro
         with browser.stream("GET", "/console/live/now", timeout=30) as events:
             first = next(events.iter_raw())
             assert first.startswith(b"event: part")
-            time.sleep(1.0)  # longer than headers may take
+            time.sleep(2.5)  # longer than headers may take
             assert not events.is_closed
             assert server.client.health().status
 

@@ -1,6 +1,7 @@
 """`delete`: the archive goes, the number stays taken, and nothing that serves is touched."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_an_archive_that_was_lost_before_is_no_obstacle(three_versions: RunningC
 def test_the_engine_is_not_given_a_deleted_version_again(three_versions: RunningControl) -> None:
     three_versions.client.unload("tagger", 1)
     three_versions.client.delete("tagger", 1)
-    health = three_versions.client.health()
-    while health.restoring:
-        health = three_versions.client.health()
-    assert health.status == "ok"
+    deadline = time.monotonic() + 30
+    while three_versions.client.health().restoring and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert three_versions.client.health().status == "ok"

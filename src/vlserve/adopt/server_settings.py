@@ -41,7 +41,7 @@ def read_server_settings(file: Path) -> ServerSettings:
             if "default_response_timeout" in entries
             else None
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotAdopted(f"{file.name}: models or default_response_timeout: {error}") from error
     if not isinstance(models, dict):
         raise NotAdopted(f"{file.name}: models is no JSON object")

@@ -100,12 +100,25 @@ def offset_of(text: mmap.mmap, since: float, time_of: TimeOf) -> int:
     low, high = 0, len(text)
     while high - low > _BISECT_UNTIL:
         middle = text.find(b"\n", (low + high) // 2) + 1
-        end = text.find(b"\n", middle) if middle else -1
-        if end < 0 or middle >= high:
+        if not middle or middle >= high:
             break
-        at = time_of(text[middle:end])
-        if at is None or at < since:
+        at = _first_time(text, middle, high, time_of)
+        if at is not None and at < since:
             low = middle
         else:
             high = middle
     return low
+
+
+def _first_time(text: mmap.mmap, begin: int, limit: int, time_of: TimeOf) -> float | None:
+    """Return the time of the first line that has one, of those that begin from ``begin`` on and
+    before ``limit``."""
+    while begin < limit:
+        end = text.find(b"\n", begin)
+        if end < 0:
+            return None
+        at = time_of(text[begin:end])
+        if at is not None:
+            return at
+        begin = end + 1
+    return None

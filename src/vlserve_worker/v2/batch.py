@@ -84,6 +84,6 @@ def served_by(archive: Path) -> Served:
     try:
         manifest = json.loads((archive / "manifest.json").read_text(encoding="utf-8"))
         return Served(str(manifest["model"]), int(manifest["version"]), str(manifest["task"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning("%s: what it serves cannot be read: %s", archive, error)
         return Served()

@@ -109,7 +109,7 @@ def test_a_load_cut_short_by_a_crash_is_finished(
     engine.hold_loads.clear()
     thread = threading.Thread(target=register, args=(control, pack()), daemon=True)
     thread.start()
-    assert engine.loading.wait(timeout=5)
+    assert engine.loading.wait(timeout=30)
     control.ledger.close()  # as SIGKILL would: nothing is written from here on
     engine.hold_loads.set()
     errors: list[object] = []
@@ -206,7 +206,7 @@ def test_an_operation_of_the_user_is_not_disturbed(
     engine.hold_loads.clear()
     user = threading.Thread(target=register, args=(tagger, pack("tagger", 3)))
     user.start()
-    assert engine.loading.wait(timeout=5)
+    assert engine.loading.wait(timeout=30)
     for _ in range(5):
         assert tagger.reconciler.tick()[1:] == []
     engine.hold_loads.set()

@@ -164,13 +164,13 @@ def test_a_rollback_does_not_wait_for_a_register(
     with ThreadPoolExecutor(1) as pool:
         registration = pool.submit(register, 3)
         try:
-            assert engine.loading.wait(timeout=5)
+            assert engine.loading.wait(timeout=30)
             assert control.service.rollback("tagger").version == 1
             assert gateway.route().weights == {1: 100}
             assert not registration.done()
         finally:
             engine.hold_loads.set()
-        assert registration.result(timeout=5).state is State.READY
+        assert registration.result(timeout=30).state is State.READY
     assert gateway.route().weights == {1: 100}
 
 

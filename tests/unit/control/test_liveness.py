@@ -94,6 +94,19 @@ def test_what_cannot_be_killed_is_told_and_tried_again(watch: Watch, engine: Fak
     assert watch.killed[0] == "engine-0"
 
 
+def test_that_it_cannot_be_killed_is_told_as_long_as_its_predictions_hang(
+    watch: Watch, engine: FakeEngine
+) -> None:
+    """Its other questions are answered meanwhile."""
+    engine.predicts_nothing.add("engine-0")
+    watch.cannot_kill = "no supervisord answers"
+    watch.look_for(LIMIT_S + 5)
+    assert any("cannot be started anew: no supervisord" in message for message in watch.told())
+    engine.predicts_nothing.clear()
+    watch.look_for(60)
+    assert not any("cannot be started anew" in message for message in watch.told())
+
+
 def test_a_late_prediction_is_told_and_no_reason_to_kill_while_it_may_wait_in_the_queue(
     watch: Watch, engine: FakeEngine
 ) -> None:

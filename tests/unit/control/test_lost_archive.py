@@ -105,3 +105,13 @@ def test_a_load_that_failed_once_may_come_back_by_itself() -> None:
             assert backoff.needs_help(KEY) is expected
         backoff.succeeded(KEY)
         assert not backoff.needs_help(KEY)
+
+
+def test_what_never_succeeds_is_tried_for_ever() -> None:
+    now_s = [0.0]
+    backoff = Backoff(lambda: now_s[0])
+    for _ in range(1100):
+        backoff.failed(KEY, LoadFailed("its workers were not up"))
+    assert backoff.waiting() == {KEY}
+    now_s[0] += 61.0
+    assert not backoff.waiting()

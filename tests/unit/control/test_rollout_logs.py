@@ -39,6 +39,14 @@ def test_lines_are_read_once_and_only_whole_ones(log: Path) -> None:
     assert numbers(log, cursor)[0] == [3]
 
 
+def test_a_line_that_is_no_json_object_hides_none_of_its_neighbours(log: Path) -> None:
+    write(log, 1)
+    with log.open("a", encoding="utf-8") as file:
+        file.write("no JSON\n[1]\n" + "[" * 100_000 + "\n")
+    write(log, 2)
+    assert numbers(log, Cursor())[0] == [1, 2]
+
+
 def test_what_was_there_before_the_cursor_is_not_read(log: Path) -> None:
     write(log, 1)
     cursor = end_of(log)

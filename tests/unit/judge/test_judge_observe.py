@@ -131,3 +131,11 @@ def test_items_of_one_request_are_draws_of_their_own_only_where_every_request_is
     state = JudgeState.start(policy.model_copy(update={"unit": unit}))
     outcomes = [Outcome(True, False, 20.0, tag="a", other_tags=("b", "c"))] * BLOCK
     assert observe(state, Batch(outcomes)).tags.candidate.sum() == count
+
+
+@pytest.mark.parametrize("unit", ["caller", "request"])
+def test_a_request_that_was_refused_is_no_repeat(policy, unit):
+    chosen = policy.model_copy(update={"unit": unit})
+    refused = [replace(outcome, refused=True) for outcome in by_caller(True, "anna", 7)]
+    state = observe(JudgeState.start(chosen), Batch(refused))
+    assert (state.step_candidate, state.repeats) == (0, 0)

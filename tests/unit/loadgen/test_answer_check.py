@@ -62,7 +62,7 @@ def test_an_error_is_named_by_status_and_code() -> None:
     assert judge_tagging(502, None, b'{"error": "x"}', SENT).failure == "HTTP 502"
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000], ids=len)
 def test_a_body_that_is_no_object(body: bytes) -> None:
     assert judge_tagging(200, "r-1", body, SENT).failure == "not a JSON object"
 

@@ -35,7 +35,7 @@ def last_routes(settings: Settings) -> Mapping[str, LastRoute]:
     file = routes_file(settings)
     try:
         routes = list(_routes(json.loads(file.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return {}
     last: dict[str, LastRoute] = {}
     for route in routes:
@@ -60,7 +60,7 @@ def last_engines(settings: Settings) -> Mapping[Key, EngineKind]:
         clusters = json.loads(file.read_text(encoding="utf-8"))["resources"]
         own = [each for each in clusters if "." not in each["name"]]  # a shadow's have a dot
         return {_version(cluster["name"]): _engine(cluster) for cluster in own}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

@@ -59,8 +59,9 @@ def _observe_outcomes(state: JudgeState, outcomes: Sequence[Outcome]) -> JudgeSt
         return state
     draws, seen_callers = _first_looks(state, outcomes)
     candidate_draws, stable_draws = _by_version(draws)
-    evidence = outcomes if state.policy.unit == "request" else draws
-    evidence = [outcome for outcome in evidence if not outcome.refused]
+    answered = [outcome for outcome in outcomes if not outcome.refused]
+    first_answered = [outcome for outcome in draws if not outcome.refused]
+    evidence = answered if state.policy.unit == "request" else first_answered
     candidate_count, stable_count = _by_version(evidence)
     state = replace(
         state,
@@ -70,7 +71,7 @@ def _observe_outcomes(state: JudgeState, outcomes: Sequence[Outcome]) -> JudgeSt
         ),
         step_candidate=state.step_candidate + candidate_count,
         step_stable=state.step_stable + stable_count,
-        repeats=state.repeats + len(outcomes) - len(evidence),
+        repeats=state.repeats + len(answered) - len(evidence),
     )
     queue = [*state.open_block, *(replace(outcome, caller=None) for outcome in evidence)]
     while len(queue) >= BLOCK:

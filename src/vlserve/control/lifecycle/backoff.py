@@ -10,6 +10,7 @@ from vlserve.control.domain import Key
 from vlserve.errors import ArchiveLost, LoadFailed, SignatureRefused
 
 _MAX_DELAY_S = 60.0
+_MAX_EXPONENT = 10  # 2 to the number of failures passes a float's range at the 1024th
 _TRIES_TO_BELIEVE = 2
 """A load that failed once may have met a busy machine."""
 
@@ -45,7 +46,7 @@ class Backoff:
         with self._lock:
             last = self._failures.get(key)
             count = last.count + 1 if last else 1
-            due = self._now() + min(2.0**count, _MAX_DELAY_S)
+            due = self._now() + min(2.0 ** min(count, _MAX_EXPONENT), _MAX_DELAY_S)
             self._failures[key] = _Failure(count, due, str(error), error, stamp)
         return last is None or last.reason != str(error)
 

@@ -202,7 +202,7 @@ class Liveness:
             reply = Reply.GONE
         with self._lock:
             self._pulses[which].end(reply, self._now(), _PERIOD_S[which[1]])
-            if reply is Reply.ANSWERED:
+            if not any(self._pulses[each].silent for each in self._pulses if each[0] == which[0]):
                 self._told.pop(which[0], None)
 
     def _predicts(self, instance: Instance) -> Reply:

@@ -170,7 +170,7 @@ def _parsed(text: bytes, needle: bytes) -> Iterator[Line]:
         if needle in line:
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict):
                 yield value

@@ -92,7 +92,7 @@ def read_state(text: str) -> KeptState:
 def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateUnreadable(f"it is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise StateUnreadable("it is no JSON object")
