@@ -1,6 +1,6 @@
 """demo-data, train, export, evaluate: from data to an archive and its figures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -161,7 +161,11 @@ def train(
     settings = load_settings()
     recipe_object = load_recipe(recipe, settings.folder("export"))
     train_options = _pairs(options or []) | ({"freeze": ",".join(freeze)} if freeze else {})
-    with _said_how_to_go_on(out):
+    run = None
+    if checkpoint is not None:
+        run = Run(recipe_object, checkpoint, data, val, objective, train_options, seed, log_to)
+        run = run.with_preset(preset)
+    with _said_how_to_go_on(out, run.objectives[:-1] if run else ()):
         if processes > 1 and not dry_run:
             words = [recipe, f"--data={data}", f"--val={val}", f"--out={out}", f"--seed={seed}"]
             words += [f"--set={name}={value}" for name, value in train_options.items()]
@@ -179,9 +183,7 @@ def train(
             words += ["--resume"] * resume + ["--strict"] * strict
             show_processes(processes, words, out, as_json=as_json)
             return
-        if checkpoint is not None:
-            run = Run(recipe_object, checkpoint, data, val, objective, train_options, seed, log_to)
-            run = run.with_preset(preset)
+        if run is not None:
             if dry_run:
                 show_dry_run(run, as_json=as_json)
             else:
@@ -206,12 +208,14 @@ def train(
 
 
 @contextmanager
-def _said_how_to_go_on(out: Path) -> Iterator[None]:
-    """Say what goes on with a run that Ctrl-C ended."""
+def _said_how_to_go_on(out: Path, first_stages: Sequence[str | None]) -> Iterator[None]:
+    """Say what goes on with a run that Ctrl-C ended. ``first_stages``: those before the last
+    one, whose states lie in folders of their names."""
     try:
         yield
     except KeyboardInterrupt:
-        has_state = (out / "last.safetensors").is_file()
+        folders = (out, *(out / str(stage) for stage in first_stages))
+        has_state = any((folder / "last.safetensors").is_file() for folder in folders)
         print_warning(
             "stopped; the same command with --resume goes on"
             if has_state

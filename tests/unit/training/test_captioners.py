@@ -1,6 +1,10 @@
 """Tiny captioners of features: from nothing by words, then by reward; both exported unchanged."""
 
 import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from support.tiny_models import EXPORT, captioner
+from vlserve import cli
 from vlserve.cli.finetuning import Run
 from vlserve.errors import DataError, ExportError, SettingsError, TrainingError
 from vlserve.exporter.export import read_trained
@@ -138,6 +143,36 @@ def test_one_stage_follows_the_other_and_the_running_one_is_resumed(tmp_path: Pa
     run_stages("stopped", resume=True)
     for part in ("caption/model.safetensors", "model.safetensors"):
         assert (folder / "whole" / part).read_bytes() == (folder / "stopped" / part).read_bytes()
+
+
+def test_ctrl_c_in_the_first_stage_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_features(tmp_path, "m2", "train", 2)
+    write_features(tmp_path, "m2", "val", 1)
+
+    @contextmanager
+    def interrupting_progress(what: str, console: Any) -> Iterator[Any]:
+        def show(step: Any) -> None:
+            if (step.stage, step.done) == ("step", 2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        yield show
+
+    monkeypatch.setattr("vlserve.training.progress.training_progress", interrupting_progress)
+    words = ["vlserve", "train", "m2", "--from", str(new_config("m2", tmp_path))]
+    words += ["--objective", "caption,reward", "--out", str(tmp_path / "out")]
+    words += ["--data", str(tmp_path / "train.jsonl"), "--val", str(tmp_path / "val.jsonl")]
+    monkeypatch.setattr("sys.argv", [*words, "--set", "batch_size=4"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as system_exit:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert system_exit.value.code == 130
+    assert (tmp_path / "out" / "caption" / "last.safetensors").is_file()
+    assert "--resume goes on" in capsys.readouterr().err
 
 
 def test_both_stages_of_every_preset_take_a_step(family_data: tuple[str, Path]) -> None:
