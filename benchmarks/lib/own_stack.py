@@ -19,6 +19,7 @@ def own_stack(
     instances: int = 1,
     engine: EngineKind = "torchserve",
     workers: int | None = None,
+    lone_threads: int = 1,
 ) -> Iterator[RunningStack]:
     """Run a stack on free loopback ports while the body runs.
 
@@ -27,13 +28,18 @@ def own_stack(
         instances: How many engine instances it has.
         engine: Which server they are.
         workers: Of each version on each instance; None: as many as processors.
+        lone_threads: On how many threads a worker computes while no other one is at work.
     """
     options = {} if workers is None else {"workers": workers}
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
         engine=EngineSettings(
-            kind=engine, instances=instances, load_timeout_s=_LOAD_TIMEOUT_S, **options
+            kind=engine,
+            instances=instances,
+            load_timeout_s=_LOAD_TIMEOUT_S,
+            lone_threads=lone_threads,
+            **options,
         ),
     )
     with running_stack(with_free_ports(settings)) as stack:

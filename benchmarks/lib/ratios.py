@@ -82,6 +82,8 @@ class Row:
     failures: Mapping[str, int]
     client_cpus: float
     server_cpus: float
+    server_ms: Spread
+    """CPU milliseconds that the server's programs took for an answer, the model's with them."""
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -118,7 +120,12 @@ def _row(cells: Sequence[Cell], limit: Mapping[tuple[int, str], float]) -> Row:
         failures,
         median(cell.client_cpus for cell in cells),
         median(sum(cell.server_cpus.values()) for cell in cells),
+        spread([_server_ms(cell) for cell in cells]),
     )
+
+
+def _server_ms(cell: Cell) -> float:
+    return 1e3 * sum(cell.server_cpus.values()) / cell.per_s if cell.per_s else math.nan
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,14 @@ def times(cells: Sequence[Cell], side: str, other: str) -> list[tuple[int, Sprea
     ]
 
 
+def cpu_ratios(cells: Sequence[Cell], side: str, other: str) -> list[tuple[int, Spread]]:
+    """What share of the CPU of ``other`` it takes for an answer, at each number of connections."""
+    return [
+        (connections, spread([_server_ms(its) / _server_ms(plain) for its, plain in pairs]))
+        for connections, pairs in _pairs(cells, side, other).items()
+    ]
+
+
 def _pairs(cells: Sequence[Cell], side: str, other: str) -> dict[int, list[tuple[Cell, Cell]]]:
     """Connections -> the two of each round."""
     others = {(cell.round, cell.connections): cell for cell in cells if cell.side == other}
@@ -186,7 +201,16 @@ def markdown(table: Sequence[Row]) -> str:
 
 def details(table: Sequence[Row]) -> str:
     """Every row with its figures, as a Markdown table."""
-    heads = ("server", "conn.", "answers/s", "p50 ms", "p99 ms", "client CPUs", "server CPUs")
+    heads = (
+        "server",
+        "conn.",
+        "answers/s",
+        "p50 ms",
+        "p99 ms",
+        "client CPUs",
+        "server CPUs",
+        "server CPU ms an answer",
+    )
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in table:
         text = (
@@ -197,6 +221,7 @@ def details(table: Sequence[Row]) -> str:
             row.p99_ms.text(0),
             f"{row.client_cpus:.2f}",
             f"{row.server_cpus:.2f}",
+            row.server_ms.text(1),
         )
         lines.append("| " + " | ".join(text) + " |")
     return "\n".join(lines)

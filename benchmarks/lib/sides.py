@@ -15,6 +15,7 @@ import psutil
 
 from benchmarks.lib.own_stack import own_stack
 from benchmarks.lib.photos import BODIES, Photo
+from vlserve.control.domain import EngineKind
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
 from vlserve.runtime.archive import verify_archive
@@ -78,21 +79,39 @@ def first_answer(side: Side, photo: Photo) -> str:
     return answer.text
 
 
+@dataclass(frozen=True)
+class OurStack:
+    """How a stack of ours serves. ``name``: what the table calls it, behind "ours"."""
+
+    name: str = ""
+    engine: EngineKind = "torchserve"
+    lone_threads: int = 1
+
+
 @contextmanager
-def ours(folder: Path, archives: Sequence[Path]) -> Iterator[list[tuple[str, Side]]]:
-    """Our stack as `vlserve up` starts it, with every archive registered: each through the gateway,
-    the last one also at the engine itself, with its token. Beside each its precision."""
-    with own_stack(folder) as stack:
+def ours(
+    folder: Path, archives: Sequence[Path], kind: OurStack = OurStack()
+) -> Iterator[list[tuple[str, Side]]]:
+    """Start our stack as `vlserve up` does, with every archive registered.
+
+    Yields: Precision and way in: each archive through the gateway; the last one, on TorchServe,
+        also at the engine itself, with its token (Triton's own protocol is the peer triton's).
+    """
+    with own_stack(folder, engine=kind.engine, lone_threads=kind.lone_threads) as stack:
         try:
-            yield [side for archive in archives for side in _ours(stack, archive, archives[-1])]
+            yield [
+                side for archive in archives for side in _ours(stack, kind, archive, archives[-1])
+            ]
         finally:
             _resume(processes(stack.settings))
 
 
-def _ours(stack: RunningStack, archive: Path, last: Path) -> Iterator[tuple[str, Side]]:
+def _ours(
+    stack: RunningStack, kind: OurStack, archive: Path, last: Path
+) -> Iterator[tuple[str, Side]]:
     manifest = verify_archive(archive)
     stack.control.register(archive)
-    name, precision = f"ours {manifest.precision}", manifest.precision
+    name, precision = our_name(kind, manifest.precision), manifest.precision
     path = f"/predictions/{manifest.model}/{manifest.version}"
 
     def stack_processes() -> Sequence[psutil.Process]:
@@ -101,14 +120,23 @@ def _ours(stack: RunningStack, archive: Path, last: Path) -> Iterator[tuple[str,
     if archive != last:
         yield precision, Side(name, stack.settings.gateway_url + path, stack_processes)
         return
-    with closing(EngineGroup(endpoints(stack.settings), stack.settings.engine)) as engines:
-        (instance,) = engines.instances()
-    headers = {"Authorization": f"Bearer {instance.token}"}
-    engine = f"http://{instance.host}:{instance.port}{path}"
-    yield precision, Side(f"{name}, no gateway", engine, stack_processes, headers, "handed-form")
+    if kind.engine == "torchserve":
+        with closing(EngineGroup(endpoints(stack.settings), stack.settings.engine)) as engines:
+            (instance,) = engines.instances()
+        headers = {"Authorization": f"Bearer {instance.token}"}
+        engine = f"http://{instance.host}:{instance.port}{path}"
+        yield (
+            precision,
+            Side(f"{name}, no gateway", engine, stack_processes, headers, "handed-form"),
+        )
     stack.control.release(manifest.model, manifest.version)
     url = f"{stack.settings.gateway_url}/predictions/{manifest.model}"
     yield precision, Side(name, url, stack_processes)
+
+
+def our_name(kind: OurStack, precision: str) -> str:
+    """What the table calls an archive of this precision on such a stack."""
+    return " ".join(word for word in ("ours", precision, kind.name) if word)
 
 
 @contextmanager
@@ -148,7 +176,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _resume(group: Sequence[psutil.Process]) -> None:
-    for process in group:
+    """Those first that were servers last: who watches others must not find them stopped."""
+    for process in reversed(group):
         with suppress(psutil.Error):
             process.resume()
 

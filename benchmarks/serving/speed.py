@@ -3,11 +3,11 @@
     .venv/bin/python -m benchmarks.serving.speed
     .venv/bin/python -m benchmarks.serving.speed --peers all
 
-One run on one machine: the archive's own code in process, our stack through the gateway and
-without it, stock TorchServe, and the peers asked for, each from an environment of its own under
-.vlserve/bench. All get the same photos from the same clients, in rounds that go through all of
-them; who waits for his turn is stopped, so that he takes no CPU. Prints the ratios, and writes the
-table, every cell as CSV, and a plot.
+One run on one machine: the archive's own code in process, our stacks on TorchServe (through the
+gateway and without it) and on Triton, stock TorchServe, and the peers asked for, each from an
+environment of its own under .vlserve/bench. All get the same photos from the same clients, in
+rounds that go through all of them; who waits for his turn is stopped, so that he takes no CPU.
+Prints the ratios, and writes the table, every cell as CSV, and a plot.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from benchmarks.lib.ratios import (
     Limit,
     as_csv,
     costs,
+    cpu_ratios,
     details,
     markdown,
     plot,
@@ -35,7 +36,7 @@ from benchmarks.lib.ratios import (
     spread,
     times,
 )
-from benchmarks.lib.sides import Side, SideFailed, first_answer, ours
+from benchmarks.lib.sides import OurStack, Side, SideFailed, first_answer, our_name, ours
 from benchmarks.peers.servers import PEERS, peer_server
 from benchmarks.peers.torchserve.start import stock_torchserve
 from vlserve.cli.output import print_line
@@ -44,6 +45,10 @@ from vlserve.runtime.archive import unpack_archive, verify_archive
 
 STOCK, STOCK_NAME = "stock", "stock TorchServe"
 LIMIT_BATCH = 8
+ON_TORCHSERVE = OurStack("on TorchServe")
+ON_TRITON = OurStack("on Triton", "triton")
+LONE_ON_TRITON = OurStack("on Triton, lone requests on all cores", "triton", usable_cores())
+OURS = {"torchserve": ON_TORCHSERVE, "triton": ON_TRITON, "triton-lone": LONE_ON_TRITON}
 
 
 @dataclass(frozen=True)
@@ -147,10 +152,20 @@ def start(
     resources: ExitStack,
     folder: Path,
     archives: Sequence[Path],
+    stacks: Sequence[str],
     others: Sequence[str],
     photo: Photo,
 ) -> Started:
-    """``others``: STOCK, and names of PEERS."""
+    """Start everything, and let it rest.
+
+    Args:
+        opened: Ends what is started.
+        folder: Where all keep their files.
+        archives: The last one is what ``others`` serve.
+        stacks: Names of OURS.
+        others: STOCK, and names of PEERS.
+        photo: What each is asked once.
+    """
     limits: dict[str, InProcess] = {}
     contenders: list[Contender] = []
     absent: dict[str, str] = {}
@@ -158,11 +173,14 @@ def start(
         root = folder / f"archive-{number}"
         precision = unpack_archive(archive, root).precision
         limits[precision] = resources.enter_context(in_process(root, usable_cores()))
-    print_line("starting ours")
-    for side_precision, side in resources.enter_context(ours(folder / "ours", archives)):
-        first_answer(side, photo)
-        contenders.append(Contender(side, side_precision))
-    contenders[-1].side.rest()
+    for name in stacks:
+        print_line(f"starting ours: {name}")
+        for side_precision, side in resources.enter_context(
+            ours(folder / name, archives, OURS[name])
+        ):
+            first_answer(side, photo)
+            contenders.append(Contender(side, side_precision))
+        contenders[-1].side.rest()
     for name in others:
         print_line(f"starting {name}")
         peer_folder = folder / name
@@ -196,16 +214,28 @@ def report(
         "",
     ]
     for precision in dict.fromkeys(limit.precision for limit in limits):
-        for cost in costs(cells, f"ours {precision}", f"ours {precision}, no gateway"):
+        on_torchserve = our_name(ON_TORCHSERVE, precision)
+        on_triton = our_name(ON_TRITON, precision)
+        for cost in costs(cells, on_torchserve, f"{on_torchserve}, no gateway"):
             lines.append(
                 f"- The gateway at {cost.connections} connections, {precision}: "
                 f"{cost.throughput.text(3)} of the throughput, {cost.p50_ms.text()} ms at the "
                 "median."
             )
-        for connections, ratio in times(cells, f"ours {precision}", STOCK_NAME):
+        for connections, ratio in times(cells, on_torchserve, STOCK_NAME):
             lines.append(
-                f"- Ours, {precision}, at {connections} connections: {ratio.text(1)} times stock "
-                "TorchServe."
+                f"- On TorchServe, {precision}, at {connections} connections: {ratio.text(1)} "
+                "times stock TorchServe."
+            )
+        for connections, ratio in cpu_ratios(cells, on_triton, on_torchserve):
+            lines.append(
+                f"- CPU for an answer on Triton, {precision}, at {connections} connections: "
+                f"{ratio.text(2)} of that on TorchServe."
+            )
+        for connections, ratio in times(cells, on_triton, "triton"):
+            lines.append(
+                f"- On Triton, {precision}, at {connections} connections: {ratio.text(2)} times "
+                "bare Triton."
             )
     for row in (row for row in table if row.failures):
         whys = ", ".join(f"{count} x {why}" for why, count in row.failures.items())
@@ -232,6 +262,11 @@ def _options() -> argparse.Namespace:
         help="may be given for each precision; what peers serve comes last "
         "(default: a ResNet18-GRU tagger with random weights, fp32 and int8)",
     )
+    parser.add_argument(
+        "--stacks",
+        default="torchserve,triton",
+        help=f"of ours, some of {','.join(OURS)} (default: torchserve,triton)",
+    )
     parser.add_argument("--peers", default="", help=f"all, or some of {','.join(PEERS)}")
     parser.add_argument("--stock", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--connections", default="1,4,16,64")
@@ -244,6 +279,9 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     names = list(PEERS) if options.peers == "all" else options.peers.split(",")
     options.peers = [name for name in names if name]
+    options.stacks = options.stacks.split(",")
+    if unknown := sorted(set(options.stacks) - set(OURS)):
+        parser.error(f"no stack {', '.join(unknown)}: there are {', '.join(OURS)}")
     if unknown := sorted(set(options.peers) - set(PEERS)):
         parser.error(f"no peer {', '.join(unknown)}: there are {', '.join(PEERS)}")
     return options
@@ -264,7 +302,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vlserve-bench-") as scratch, ExitStack() as resources:
         load = LoadProcess(photos)
         resources.callback(load.close)
-        servers = start(resources, Path(scratch), archives, others, photos[0])
+        servers = start(resources, Path(scratch), archives, options.stacks, others, photos[0])
         limits, cells = measure(plan, servers.limits, servers.contenders, load)
     text = report(limits, cells, servers.absent, plan)
     print_line(text)

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.lib.closed_loop import load_result
 from benchmarks.lib.photos import BODIES, Photo, jpeg
 from benchmarks.lib.published import publish
-from benchmarks.lib.ratios import Cell, Limit, as_csv, costs, markdown, rows, times
+from benchmarks.lib.ratios import Cell, Limit, as_csv, costs, cpu_ratios, markdown, rows, times
 from benchmarks.peers.servers import FOLDER, PEERS
 from benchmarks.serving import scale
 
@@ -63,6 +63,15 @@ def test_times_of_a_server_that_never_answered_are_endless() -> None:
     assert ratio.median == math.inf
     ((_, ratio),) = times(CELLS, "plain", "ours")
     assert ratio.median == pytest.approx(200 / 190)
+
+
+def test_cpu_for_an_answer_is_compared_in_the_same_round() -> None:
+    ours, _ = rows(CELLS, LIMITS)
+    assert ours.server_ms.median == pytest.approx(1e3 * 0.2 / 190)
+    ((connections, ratio),) = cpu_ratios(CELLS, "ours", "plain")
+    assert connections == 16
+    assert ratio.median == pytest.approx(200 / 190)
+    assert (ratio.low, ratio.high) == pytest.approx((1.0, 100 / 90))
 
 
 def test_every_cell_and_limit_is_in_the_csv() -> None:

@@ -116,7 +116,16 @@ def test_speed_writes_its_table_its_cells_and_its_plot(
     archive = pack_echo(tmp_path, "swift", 1)
     short = ("--connections", "1,4", "--rounds", 1, "--seconds", 0.5, "--warm-up", 0.3)
     out = ("--out", tmp_path / "out")
-    run_on_the_stack("serving.speed", "--archive", archive, *short, *out, asks="lib.sides")
+    run_on_the_stack(
+        "serving.speed",
+        "--archive",
+        archive,
+        "--stacks",
+        "torchserve",
+        *short,
+        *out,
+        asks="lib.sides",
+    )
     table = (tmp_path / "out" / "serving.md").read_text(encoding="utf-8")
     assert "| server | 1 conn. | 4 conn. | failures |" in table
     cells = (tmp_path / "out" / "serving.csv").read_text(encoding="utf-8").splitlines()
