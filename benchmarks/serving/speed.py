@@ -176,7 +176,7 @@ def start(
     for name in stacks:
         print_line(f"starting ours: {name}")
         for side_precision, side in resources.enter_context(
-            ours(folder / name, archives, OURS[name])
+            ours(folder / f"ours-{name}", archives, OURS[name])
         ):
             first_answer(side, photo)
             contenders.append(Contender(side, side_precision))
