@@ -232,11 +232,11 @@ def report(
                 f"- CPU for an answer on Triton, {precision}, at {connections} connections: "
                 f"{ratio.text(2)} of that on TorchServe."
             )
-        for connections, ratio in times(cells, on_triton, "triton"):
-            lines.append(
-                f"- On Triton, {precision}, at {connections} connections: {ratio.text(2)} times "
-                "bare Triton."
-            )
+    for connections, ratio in times(cells, our_name(ON_TRITON, limits[-1].precision), "triton"):
+        lines.append(
+            f"- On Triton, {limits[-1].precision}, at {connections} connections: "
+            f"{ratio.text(2)} times bare Triton."
+        )
     for row in (row for row in table if row.failures):
         whys = ", ".join(f"{count} x {why}" for why, count in row.failures.items())
         lines.append(f"- Failed: {row.side} at {row.connections} connections: {whys}.")
