@@ -70,6 +70,7 @@ CMD ["/bin/sh", "/srv/vlserve/serving_config/torchserve/start.sh"]
 FROM base AS control
 
 USER 10001:10001
+ENV MALLOC_ARENA_MAX=2
 CMD ["python", "-m", "vlserve.control.api.app"]
 
 
