@@ -176,7 +176,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _resume(group: Sequence[psutil.Process]) -> None:
-    """Those first that were servers last: who watches others must not find them stopped."""
+    """Those first that were started last: who watches others must not find them stopped."""
     for process in reversed(group):
         with suppress(psutil.Error):
             process.resume()

@@ -159,7 +159,7 @@ def start(
     """Start everything, and let it rest.
 
     Args:
-        opened: Ends what is started.
+        resources: Ends what is started.
         folder: Where all keep their files.
         archives: The last one is what ``others`` serve.
         stacks: Names of OURS.

@@ -304,7 +304,7 @@ FAILING = [
         "handler-raises-what-steers-a-terminal",
         "load_failed",
         r"RuntimeError: \\x1b\[2J",
-        holding(HANDLER, b"raise RuntimeError('\\x1b[2J\\x1b]0;name\\x07')\n"),
+        _entry_points(*["raise RuntimeError('\\x1b[2J\\x1b]0;name\\x07')\n"] * 2),
     ),
     BadArchive(
         "handler-raises-in-initialize",
