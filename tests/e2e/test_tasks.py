@@ -53,7 +53,8 @@ def test_what_is_served_is_what_the_network_says(
 ) -> None:
     report, model = archives.report(name, format), archives.models[name]
     questions = questions_of(report.manifest)
-    path = f"/predictions/{name}/1"
+    version = report.manifest.version
+    path = f"/predictions/{name}/{version}"
     stack.control.register(report.path)
     try:
         with ThreadPoolExecutor(2 * len(questions)) as pool:  # together, so that they share batches
@@ -65,7 +66,7 @@ def test_what_is_served_is_what_the_network_says(
         refusal = stack.http.post(path, json={**questions[0].fields(), "surprise": 1})
         overlay = stack.http.post(path, json={**questions[0].fields(), "overlay": True})
     finally:
-        assert stack.control.unload(name, 1).state is State.RETIRED
+        assert stack.control.unload(name, version).state is State.RETIRED
     assert (refusal.status_code, refusal.json()["error"]["code"]) == (422, "field_invalid")
 
     settings = Settings(project_dir=PROJECT)
@@ -76,7 +77,7 @@ def test_what_is_served_is_what_the_network_says(
         response = future.result()
         assert response.status_code == 200, response.text
         answer = response.json()
-        assert (answer.pop("model"), answer.pop("version")) == (name, 1)
+        assert (answer.pop("model"), answer.pop("version")) == (name, version)
         assert answer.pop("request_id") == response.headers["x-request-id"]
         task.answer.model_validate(answer)
         expected, numbers = eager.answer(question), without_pictures(answer, task.pictures)

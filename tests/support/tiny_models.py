@@ -300,6 +300,10 @@ def recipes_and_tasks() -> list[tuple[str, str]]:
     ]
 
 
+VERSIONS: dict[Format, int] = {"onnx": 1, "torchscript": 2}
+"""Of a model's archives: one stack may serve both."""
+
+
 @dataclass(frozen=True)
 class Export:
     """One archive to make. ``checkpoint``: written by its model, config.json beside it."""
@@ -311,7 +315,11 @@ class Export:
     def key(self) -> str:
         """Return what the archive is kept by."""
         recipe = {"recipe": (EXPORT / f"{self.model.recipe}.py").read_bytes()}
-        options = {"name": self.model.name.encode(), "format": self.format.encode()}
+        version = str(VERSIONS[self.format])
+        options = {
+            **{"name": self.model.name.encode(), "format": self.format.encode()},
+            "version": version.encode(),
+        }
         return key_of(code_of(), folder_of(self.checkpoint.parent), recipe, options)
 
     def make(self, out: Path) -> None:
@@ -323,6 +331,7 @@ class Export:
             out,
             format=self.format,
             name=self.model.name,
+            version=VERSIONS[self.format],
             settings=Settings(project_dir=PROJECT),
             converter=_converter(),
         )
