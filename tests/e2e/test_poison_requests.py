@@ -58,6 +58,7 @@ def test_nobody_else_loses_an_answer(own_stack: RunningStack) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)  # fifteen workers start, some of them one after the other
 def test_nor_does_anybody_among_many_that_kill(engine_kind: EngineKind, tmp_path: Path) -> None:
     """Whoever is in one batch after the other with a new one of them is sent again each time."""
     with serving(tmp_path, engine_kind, retries=POISONS) as stack:

@@ -98,7 +98,7 @@ def test_up_and_down_in_a_folder_with_an_awkward_name(
 
 def _assert_secrets_are_private(settings: Settings) -> None:
     text = _key_file(settings).read_text(encoding="utf-8")
-    tokens = re.findall(r'"key": "([^"]+)"', text)
+    tokens = re.findall(r'"(?:key|management|inference)": "([^"]+)"', text)
     control_key = read_key(settings.control_key_file)
     assert control_key and tokens
     secrets = ["the-api-key", control_key, *tokens]
