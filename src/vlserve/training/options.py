@@ -58,7 +58,8 @@ class TrainOptions(BaseModel):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """On embeddings and on the inputs of linear layers."""
     penalty: float = Field(default=0.5, gt=0)
-    """Of a convex loss: times half the squares of all weights but biases, per training item."""
+    """Of a convex loss: times half the squares of all weights but biases, per training item. Where
+    items have several labels, each label is a logistic regression with this penalty."""
     optimiser: OptimiserName = "adamw"
     schedule: ScheduleName = "cosine"
     lowest_rate: float = Field(default=0.0, ge=0)

@@ -52,10 +52,12 @@ def make_loss(
     label_smoothing: float,
     class_weights: Tensor | None = None,
     gamma: float = 0.0,
+    summed: bool = False,
 ) -> Loss:
     """Make the mean loss of logits and 0-1 targets (batch, labels): cross-entropy, weighted by
     ``class_weights`` (labels,), or binary cross-entropy of each label when items have several;
-    with ``gamma`` above 0 focal loss, which knows neither weights nor smoothing."""
+    with ``gamma`` above 0 focal loss, which knows neither weights nor smoothing. ``summed``: the
+    sum of an item's labels where it has several, not their mean."""
 
     def single(logits: Tensor, targets: Tensor) -> Tensor:
         if gamma:
@@ -70,7 +72,12 @@ def make_loss(
         soft = targets * (1 - label_smoothing) + label_smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, soft)
 
-    return several if multi_label else single
+    def sum_of_labels(logits: Tensor, targets: Tensor) -> Tensor:
+        return several(logits, targets) * targets.shape[1]
+
+    if not multi_label:
+        return single
+    return sum_of_labels if summed else several
 
 
 def class_weights(targets: NDArray[np.int64], power: float) -> Tensor:
@@ -141,6 +148,7 @@ class TagJob:
             label_smoothing=self.options.label_smoothing,
             class_weights=weights,
             gamma=self.options.focal_gamma,
+            summed=self.options.convex,  # else the penalty would grow with the number of labels
         )
 
     def figures(self, network: nn.Module) -> dict[str, float]:

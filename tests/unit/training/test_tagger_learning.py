@@ -138,6 +138,21 @@ def test_a_linear_network_is_solved_like_a_logistic_regression() -> None:
     )
 
 
+def test_several_labels_are_solved_like_a_logistic_regression_each() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(90, 6)).astype(np.float32)
+    targets = (x @ random.normal(size=(6, 4)) + random.normal(size=(90, 4)) > 0.5).astype(np.int64)
+    samples = EncodedSamples({"visual": x}, targets)
+    loss_of = make_loss(multi_label=True, label_smoothing=0, summed=True)
+    network = Linear(6, 4)
+    assert solve(network, loss_of, samples, penalty=0.5).converged
+    probabilities = network(torch.from_numpy(x)).sigmoid().detach().numpy()
+    for label in range(4):
+        reference = LogisticRegression(C=2, tol=1e-8, max_iter=500).fit(x, targets[:, label])
+        expected = reference.predict_proba(x)[:, 1]
+        np.testing.assert_allclose(probabilities[:, label], expected, atol=1e-3)
+
+
 def test_a_search_that_ends_before_the_optimum_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     samples = EncodedSamples({"visual": x}, np.eye(2, dtype=np.int64)[np.arange(20) % 2])
