@@ -47,6 +47,7 @@ CONNECTIONS = 4
 BATCH_MS = 20.0
 FAULTS = ("worker killed", "worker killed in a batch", "server killed", "worker stopped")
 _SPACES = 4000
+_NOTED_WITHIN_S = 60.0
 _CALM_S, _AFTERWARDS_S, _WHOLE_WITHIN_S, _POLL_S = 1.0, 1.0, 600.0, 0.1
 
 
@@ -127,12 +128,15 @@ def _in_a_batch(stack: RunningStack) -> psutil.Process:
     """
     folder = notes_folder(stack.settings.state_dir, MODEL, 1)
     workers = {str(worker.pid): worker for worker in _workers(stack)}
-    while True:
+    deadline = time.monotonic() + _NOTED_WITHIN_S
+    while time.monotonic() < deadline:
         for note in folder.glob("*.note"):
             with suppress(OSError):
                 pid = note.stem.partition("-")[0]
                 if note.read_bytes()[:1] not in (b"", b"\0") and pid in workers:
                     return workers[pid]
+        time.sleep(0.001)
+    raise RuntimeError(f"no worker noted a batch within {_NOTED_WITHIN_S:g} s")
 
 
 def _strike(stack: RunningStack, fault: str) -> set[int]:

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from support.control_api_server import RunningControl, running_control
 from support.key_calls import named_keys
 from support.rollout_traffic import Behaviour, Requests
+from support.running_stack import wait_until
 from vlserve.cli import app, feedback
 from vlserve.control.named_keys import Role
 from vlserve.exporter.echo import pack_echo
@@ -238,9 +239,12 @@ def test_a_disagreement_is_marked_and_its_label_exported(
     }
     Requests(control.settings.state_dir / "logs", control.gateway).send(1, behaviours)
     page.goto("/console/models/tagger/pairs")
-    while not page.locator(".pair").count():
-        page.wait_for_timeout(200)
+
+    def has_pairs() -> int:
         page.reload()
+        return page.locator(".pair").count()
+
+    wait_until(has_pairs, timeout_s=60)
     page.get_by_role("button", name="Stable is right").first.click()
     expect(page.get_by_text("Marked:").locator("..")).to_contain_text("<i>music</i>")
     (mark,) = control.client.marks("tagger")

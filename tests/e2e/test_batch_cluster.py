@@ -123,12 +123,15 @@ def workers(out: Path) -> list[psutil.Process]:
     return processes
 
 
-def test_what_is_killed_loses_and_doubles_nothing(cluster: Any, data: Path, tmp_path: Path) -> None:
+def test_what_is_killed_loses_and_doubles_nothing(
+    cluster: Any, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     file = write_jsonl(data / "in.jsonl", rows_of(ROWS, row40={"text": CRASH}))
     out = tmp_path / "out"
     command = [str(Path(sys.executable).with_name("vlserve")), "batch", str(data / "tagger-1.mar")]
     command += ["--input", str(file), "--output", str(out), "--cluster", cluster.address]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    request.addfinalizer(driver.kill)
     wait_until(lambda: finished(out) >= 1, driver)
     wait_until(lambda: workers(out), driver)[0].kill()
     wait_until(lambda: finished(out) >= 2, driver)

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -209,7 +210,8 @@ def test_a_drain_finishes_what_runs_and_takes_nothing_new(
                     except httpx.ConnectError:
                         refusal.set()
 
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(8) as pool, ExitStack() as callers:
+            callers.callback(refusal.set)
             calls = pool.map(call, range(8))
             wait_until(lambda: len(statuses) >= 8)
             assert containers.drain(gateway.settings)

@@ -20,7 +20,7 @@ from supervisor.datatypes import dict_of_key_value_pairs
 
 from support.archive_members import Members
 from support.forged_zips import HIDING
-from support.running_stack import make_settings
+from support.running_stack import make_settings, wait_until
 from vlserve.control.caller import working_for
 from vlserve.control.domain import Key, LoadedVersion
 from vlserve.control.engine import torchserve_grpc
@@ -317,8 +317,7 @@ def test_a_load_that_another_client_started_is_waited_for(
     archive = engine.store(pack_echo(tmp_path, "tagger", 11), 11)
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(engine.client.load, "tagger", 11, archive)
-        while ("tagger", 11) not in engine.holds():
-            time.sleep(0.01)
+        wait_until(lambda: ("tagger", 11) in engine.holds())
         again = EngineGroup([engine.endpoint], engine.settings.engine)
         again.load("tagger", 11, archive)
         again.close()

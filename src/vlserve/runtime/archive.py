@@ -199,7 +199,7 @@ def _check_torchserve_manifest(raw: bytes, manifest: Manifest) -> None:
     may be said: requirements to install, a configuration that overrides ours, another runtime than
     Python. It is UTF-8, as Java takes it for; Python would find out other encodings."""
     try:
-        content = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
+        content = json.loads(raw.decode(), object_pairs_hook=without_repeats)
         model, others = dict(content["model"]), content.keys() - {"model"}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ManifestInvalid(f"{TORCHSERVE_MANIFEST} cannot be read: {error!r}") from error
@@ -221,8 +221,8 @@ def _check_torchserve_manifest(raw: bytes, manifest: Manifest) -> None:
         raise ManifestInvalid(f"{TORCHSERVE_MANIFEST}: {'; '.join(wrong)}")
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, once no key is there twice, of which each parser takes another."""
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, once no key is there twice, of which each parser takes another."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a key is there twice")

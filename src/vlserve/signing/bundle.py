@@ -15,6 +15,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from vlserve.errors import SignatureMismatch, SignatureUnknownKey, SignatureUnreadable
+from vlserve.runtime.archive import without_repeats
 from vlserve.signing.keys import PublicKey, sign
 
 MAX_BUNDLE_BYTES = 256 * 1024
@@ -137,20 +138,12 @@ def _decoded(text: object, what: str) -> bytes:
 
 def _json_object(raw: bytes, what: str) -> dict[str, Any]:
     try:
-        content = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
+        content = json.loads(raw.decode(), object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise SignatureUnreadable(f"{what} no JSON: {shown(str(error))}") from None
     if not isinstance(content, dict):
         raise SignatureUnreadable(f"{what} no JSON object")
     return content
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object, once no key is there twice, of which each parser takes another."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key is there twice")
-    return result
 
 
 def shown(value: object) -> str:
