@@ -39,14 +39,32 @@ def listed(value: Any, name: str) -> list[Any]:
 
 
 def check_against_tensors(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
-    """Compare config.json with the tensors' ``sizes``. CheckpointMismatch where they differ."""
-    wrong = [
-        f"{name}: config.json says {config[name]}, the checkpoint has {value}"
+    """Compare config.json with the tensors' ``sizes``; of a section, the fields that config.json
+    has there. CheckpointMismatch where they differ."""
+    differences = [
+        (name, *_differing_fields(config[name], value))
         for name, value in sizes.items()
-        if name in config and config[name] != value
+        if name in config
+    ]
+    wrong = [
+        f"{name}: config.json says {said}, the checkpoint has {shown}"
+        for name, said, shown in differences
+        if said != shown
     ]
     if wrong:
         raise CheckpointMismatch("; ".join(wrong))
+
+
+def _differing_fields(said: Any, shown: Any) -> tuple[Any, Any]:
+    """Return two values as they are; two sections with those fields of the first alone that the
+    second has not alike."""
+    if not (isinstance(said, Mapping) and isinstance(shown, Mapping)):
+        return said, shown
+    names = [name for name in said if name not in shown or said[name] != shown[name]]
+    return (
+        {name: said[name] for name in names},
+        {name: shown[name] for name in names if name in shown},
+    )
 
 
 def vocabulary_of(config: Mapping[str, Any], folder: Path) -> Any:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.errors import ExportError
+from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.export import _read_config
 from vlserve.exporter.json_file import read_json
 from vlserve.exporter.wordpiece import read_vocabulary
-from vlserve.families.config_file import read_names
+from vlserve.families.config_file import check_against_tensors, read_names
 
 
 def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
@@ -42,3 +42,15 @@ def test_what_cannot_be_read_is_said(
     make(tmp_path / "config.json")
     with pytest.raises(ExportError, match=f"^labels cannot be read: .*{reason}"):
         read_json(tmp_path / "config.json", "labels")
+
+
+def test_a_section_is_compared_by_the_fields_that_it_has() -> None:
+    sizes = {"vision": {"hidden": 8, "layers": 2, "eps": 1e-6}, "embedding": 4}
+    check_against_tensors({"vision": {"hidden": 8}, "task": "match"}, sizes)
+    expected = (
+        r"^vision: config\.json says {'layers': 3, 'depth': 3}, the checkpoint has {'layers': 2}$"
+    )
+    with pytest.raises(CheckpointMismatch, match=expected):
+        check_against_tensors({"vision": {"hidden": 8, "layers": 3, "depth": 3}}, sizes)
+    with pytest.raises(CheckpointMismatch, match=r"^embedding: config\.json says 5"):
+        check_against_tensors({"embedding": 5}, sizes)
