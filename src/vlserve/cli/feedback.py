@@ -21,9 +21,9 @@ def feedback(
     export: Annotated[
         Path | None,
         written_file_option(
-            "File to write: JSON lines with id and label of each request whose right label is "
-            "known, by its newest mark, and img and text of those whose input was kept; the images "
-            "in FILE-images beside it. You alone can read them. Default: none."
+            "File to write: JSON lines with id and newest label of each request whose right label "
+            "is known, and img and text of those whose input was kept; the images in FILE-images "
+            "beside it. You alone can read them. Default: none."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -150,8 +150,9 @@ def read_trained(
     image_settings = (
         published_image(config_file.parent) if recipe_object.spec.reads_image_settings else None
     )
-    if image_settings and isinstance(content.get("image", {}), dict):
-        content["image"] = {**image_settings.fields, **content.get("image", {})}
+    own = content.get("image") or {}
+    if image_settings and isinstance(own, dict):
+        content["image"] = {**image_settings.fields, **own}
 
     def load(state: dict[str, Tensor]) -> tuple[dict[str, Any], nn.Module]:
         full_config = recipe_object.complete_config(content, state, config_file.parent)

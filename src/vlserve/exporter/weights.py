@@ -227,7 +227,8 @@ def _plain_names(state: State) -> Weights:
             plain = plain.removeprefix(PARALLEL)
             omissions.add(PARALLEL)
         if plain in tensors:
-            raise CheckpointMismatch(f"two of the keys are {plain} without {', '.join(omissions)}")
+            parts_out = ", ".join(sorted(omissions))
+            raise CheckpointMismatch(f"two of the keys are {plain} without {parts_out}")
         tensors[plain] = tensor
     if not omissions:
         return Weights(tensors)

@@ -249,6 +249,21 @@ def test_features_that_do_not_fit_are_named(tmp_path: Path) -> None:
         run("m2", new_config("m2", tmp_path), tmp_path, "strict", strict=True)
 
 
+@pytest.mark.parametrize("content", ["empty", "archive", "broken"])
+def test_a_file_that_is_no_array_is_one_bad_line(tmp_path: Path, content: str) -> None:
+    train = write_features(tmp_path, "m2", "train", 2)
+    write_features(tmp_path, "m2", "val", 1)
+    np.savez(tmp_path / "archive.npz", np.zeros((3, 6), dtype=np.float32))
+    (tmp_path / "archive").write_bytes((tmp_path / "archive.npz").read_bytes())
+    (tmp_path / "empty").touch()
+    (tmp_path / "broken").write_bytes(b"PK\x03\x04 is how a zip begins")
+    with train.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "bad", "features": content, "captions": ["a"]}) + "\n")
+    report = run("m2", new_config("m2", tmp_path), tmp_path, "out", options={"epochs": 1})
+    (bad,) = report.bad_lines
+    assert bad.reason.startswith(f"features: {content} cannot be read: ValueError")
+
+
 def test_a_config_that_is_not_complete_names_what_it_lacks(tmp_path: Path) -> None:
     write_features(tmp_path, "m2", "train", 1)
     write_features(tmp_path, "m2", "val", 1)

@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from support.tiny_models import EXPORT, tiny_models
 from vlserve.cli.finetuning import Run
-from vlserve.errors import SettingsError, TrainingError
+from vlserve.errors import ExportError, SettingsError, TrainingError
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.recipe import load_recipe
 from vlserve.settings import Settings
+from vlserve.training.finetune.initial_network import start_from
+from vlserve.training.finetune.plan import plan_of
 from vlserve.training.finetune.run import FinetuneReport, dry_run, finetune
 from vlserve.training.presets import PRESETS, preset_of, tag_options
 
@@ -264,3 +266,17 @@ def test_a_queue_that_batches_do_not_divide_is_refused(tmp_path: Path) -> None:
     case = Prepared("albef-match", tmp_path, "retrieve")
     with pytest.raises(TrainingError, match="queue of 6 is no multiple of the 4 pairs"):
         case.run(tmp_path / "out", options={"queue_size": 6})
+
+
+@pytest.mark.parametrize("image", ["large", 384])
+def test_a_config_whose_image_is_no_object_is_named(tmp_path: Path, image: object) -> None:
+    """Also where another file says how images are read."""
+    prepared = Prepared("blip-match", tmp_path, "retrieve")
+    plan, objective = plan_of(prepared.recipe, "retrieve")
+    config = prepared.checkpoint.with_name("config.json")
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(fields | {"image": image}), encoding="utf-8")
+    published = {"do_resize": True, "size": {"height": 16, "width": 16}}
+    config.with_name("preprocessor_config.json").write_text(json.dumps(published), encoding="utf-8")
+    with pytest.raises(ExportError, match="image"):
+        start_from(prepared.recipe, plan, prepared.checkpoint, None, objective, 0)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vlserve.errors import DataError
 from vlserve.exporter.parity import run_eager
 from vlserve.exporter.recipe import GraphPlan, Recipe
+from vlserve.exporter.regions import read_numbers
 from vlserve.runtime.decoding import BeamSearch, CachedStep, Hypothesis, beam_search
 from vlserve.runtime.types import Arrays
 from vlserve.training.distributed import over_ranks
@@ -270,14 +271,16 @@ def read_features(
         try:
             if item.features is None:
                 raise ValueError("no features")
-            array = np.load(path.parent / item.features, allow_pickle=False).astype(np.float32)
+            array = read_numbers(path.parent / item.features).astype(np.float32)
             rows[line] = _checked(array, config["features"], exact, most)
-        except (OSError, ValueError) as error:
+        except DataError as error:
+            reasons[line] = f"features: {error}"
+        except (TypeError, ValueError) as error:
             reasons[line] = f"features {item.features} cannot be read: {error}"
     file = file.without(reasons)
     refuse_mostly_bad(path, file.used, file.bad_lines)
     if file.used < 2:
-        raise DataError(f"{path} has {file.used} usable item(s), at least two")
+        raise DataError(f"{path} has {file.used} usable item(s): at least two are needed")
     return TaskData(file, rows)
 
 

@@ -106,7 +106,7 @@ def usable(file: TaskFile[Any], images: Images) -> TaskData:
     usable, or most lines are bad."""
     refuse_mostly_bad(file.path, file.used, file.bad_lines)
     if file.used < 2:
-        raise DataError(f"{file.path} has {file.used} usable item(s), at least two")
+        raise DataError(f"{file.path} has {file.used} usable item(s): at least two are needed")
     return TaskData(file, images)
 
 

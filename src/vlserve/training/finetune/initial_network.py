@@ -158,6 +158,7 @@ def _read_config(recipe: Recipe, file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise TrainingError(f"{file} is no JSON object: training needs the checkpoint's config")
     image_settings = published_image(file.parent) if recipe.spec.reads_image_settings else None
-    if image_settings:
-        config["image"] = {**image_settings.fields, **config.get("image", {})}
+    own = config.get("image") or {}
+    if image_settings and isinstance(own, dict):
+        config["image"] = {**image_settings.fields, **own}
     return config
