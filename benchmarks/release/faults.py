@@ -40,7 +40,7 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.probe_requests import vary_probes
 from vlserve.stack.stopping import processes
 from vlserve.testing.stack import RunningStack
-from vlserve_worker.batch_notes import notes_folder
+from vlserve_worker.crash_notes import notes_folder
 
 MODEL = "echo"
 CONNECTIONS = 4
@@ -122,7 +122,7 @@ def _workers(stack: RunningStack) -> list[psutil.Process]:
 
 
 def _in_a_batch(stack: RunningStack) -> psutil.Process:
-    """Return a worker that has noted what it is at work on (vlserve_worker.batch_notes).
+    """Return a worker that has noted what it is at work on (vlserve_worker.crash_notes).
 
     Notes are named by their workers' process ids.
     """

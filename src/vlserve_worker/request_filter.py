@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from vlserve_worker import image_limits, video
-from vlserve_worker.batch_notes import (
+from vlserve_worker.bodies import TOO_COMPLEX, TOO_LARGE, UNREADABLE, BodyRefused, unwrap_body
+from vlserve_worker.capture import Capture
+from vlserve_worker.crash_notes import (
     REFUSED_S,
     BatchNotes,
     Suspicions,
     digest_of,
     is_of_a_client,
 )
-from vlserve_worker.bodies import TOO_COMPLEX, TOO_LARGE, UNREADABLE, BodyRefused, unwrap_body
-from vlserve_worker.capture import Capture
 from vlserve_worker.lone_requests import LoneRequests
 from vlserve_worker.time_limit import ended_after, limit_of
 from vlserve_worker.v2.messages import TOO_MANY_ITEMS

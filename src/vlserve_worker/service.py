@@ -10,10 +10,10 @@ from typing import Any
 
 from vlserve_worker import image_limits
 from vlserve_worker.adopted import is_adopted
-from vlserve_worker.batch_notes import notes_folder
 from vlserve_worker.bodies import REQUEST_ID
 from vlserve_worker.busy_workers import BUSY_FILE
 from vlserve_worker.capture import Capture
+from vlserve_worker.crash_notes import notes_folder
 from vlserve_worker.lone_requests import lone_requests
 from vlserve_worker.request_filter import (
     MAX_BODY_BYTES,

@@ -2,7 +2,7 @@
 
 TorchServe stops a worker that is late too, but says nothing of what it was at. Here the worker ends
 itself a little earlier, with the places in the code where its threads are; what it was at stands in
-its note (batch_notes.py), and whoever reads that tries each of it alone, for less time.
+its note (crash_notes.py), and whoever reads that tries each of it alone, for less time.
 """
 
 import faulthandler

@@ -32,9 +32,9 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from vlserve_worker.adopted import is_adopted
-from vlserve_worker.batch_notes import is_of_a_client
 from vlserve_worker.bodies import UNREADABLE
 from vlserve_worker.capture import Capture
+from vlserve_worker.crash_notes import is_of_a_client
 from vlserve_worker.device import choose_device
 from vlserve_worker.entry_point import entry_point
 from vlserve_worker.image_limits import bounds_images

@@ -7,7 +7,7 @@ serve) and to keep (120 MB). Here it is imported when a TorchScript graph is ope
 Bodies are read here (bodies.py). The gateway lets TorchServe take them for plain bytes, because its
 own parser is most of what it does for a request: ten times what it takes here.
 
-A request that kills its worker is found and refused here (batch_notes.py).
+A request that kills its worker is found and refused here (crash_notes.py).
 
 Threads are the version's own. TorchServe gives the workers of all versions one environment.
 

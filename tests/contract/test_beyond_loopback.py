@@ -12,7 +12,7 @@ from support.control_api_server import RunningControl, running_control
 from support.key_calls import named_keys
 from vlserve.control.api.console.access import COOKIE
 from vlserve.control.client import ControlClient
-from vlserve.control.client_keys import CA, KEY, URL, remote_access
+from vlserve.control.control_access import CA, KEY, URL, remote_access
 from vlserve.control.named_keys import Role
 from vlserve.control.open_door import refuse_open_door
 from vlserve.errors import NamedKeysError, SettingsError, StackDown

@@ -12,7 +12,7 @@ from support.control_api_server import RunningControl
 from support.key_calls import named_keys
 from vlserve.cli import app
 from vlserve.cli.failures import explained
-from vlserve.control.client_keys import CA, KEY, KEY_FILE, URL, remote_access
+from vlserve.control.control_access import CA, KEY, KEY_FILE, URL, remote_access
 from vlserve.control.named_keys import Role
 from vlserve.errors import NotThisMachine, RoleMissing, SettingsError, StackDown, Unauthorized
 from vlserve.settings import load_settings

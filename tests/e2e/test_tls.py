@@ -16,7 +16,7 @@ from PIL import Image
 from support.certificates import TestCertificate
 from support.fake_torchserve import FakeTorchServe
 from support.running_stack import RunningGateway, make_settings, running_gateway
-from vlserve.control.client_keys import CA, KEY, URL
+from vlserve.control.control_access import CA, KEY, URL
 from vlserve.control.domain import ModelRoute
 from vlserve.control.named_keys import NamedKeys, Role
 from vlserve.exporter.echo import pack_echo

@@ -20,7 +20,7 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_run import run_stress
 from vlserve.testing import RunningStack, running_stack
-from vlserve_worker.batch_notes import notes_folder
+from vlserve_worker.crash_notes import notes_folder
 
 MODEL = "on-triton"
 JSON = {"Content-Type": "application/json"}

@@ -18,7 +18,7 @@ from vlserve.cli.parameters import (
     written_file_option,
 )
 from vlserve.cli.stopping import INTERRUPTED
-from vlserve.control.client_keys import remote_access
+from vlserve.control.control_access import remote_access
 from vlserve.control.domain import State
 from vlserve.errors import BatchError, NotReady, VlserveError
 from vlserve.extras import require_extras

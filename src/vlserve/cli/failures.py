@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlserve.control.client_keys import URL
+from vlserve.control.control_access import URL
 from vlserve.errors import StackDown, VlserveError
 from vlserve.project import find_project_dir
 from vlserve.settings import load_settings

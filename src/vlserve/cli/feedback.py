@@ -10,7 +10,7 @@ import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table
 from vlserve.cli.parameters import Group, Model, control_client, stack_settings, written_file_option
-from vlserve.control.client_keys import remote_access
+from vlserve.control.control_access import remote_access
 from vlserve.control.wire.views import MarkView
 
 _MY_FOLDER, _MY_FILE = 0o700, 0o600

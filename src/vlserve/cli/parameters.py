@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vlserve.cli.output import print_warning
 from vlserve.control.client import ControlClient
-from vlserve.control.client_keys import URL, remote_access
+from vlserve.control.control_access import URL, remote_access
 from vlserve.control.domain import MODEL_NAME_RULE
 from vlserve.errors import ModelNotFound, NotThisMachine
 from vlserve.running_settings import settings_to_reach_stack

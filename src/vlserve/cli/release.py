@@ -20,7 +20,7 @@ from vlserve.cli.parameters import (
 )
 from vlserve.cli.rollout_text import place, waiting, waits_for, why_back
 from vlserve.control.client import ControlClient
-from vlserve.control.client_keys import remote_access
+from vlserve.control.control_access import remote_access
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import Released

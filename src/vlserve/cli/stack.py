@@ -15,7 +15,7 @@ from vlserve.cli.parameters import (
     stack_settings,
 )
 from vlserve.cli.rollout_text import place, waiting
-from vlserve.control.client_keys import remote_access
+from vlserve.control.control_access import remote_access
 from vlserve.project import find_project_dir, packaged_dir
 from vlserve.running_settings import settings_to_reach_stack
 from vlserve.settings import load_settings

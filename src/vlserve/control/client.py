@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from vlserve.control.client_keys import OwnersKey, RemoteAccess
+from vlserve.control.control_access import OwnersKey, RemoteAccess
 from vlserve.control.domain import EngineKind
 from vlserve.control.tuning import Tuning
 from vlserve.control.wire.rollout_views import RolloutView

@@ -1,6 +1,6 @@
 from hashlib import blake2b
 
-from vlserve.control.judge.callers import SLOTS, SeenCallers
+from vlserve.control.judge.seen_callers import SLOTS, SeenCallers
 
 
 def test_a_caller_is_counted_once_also_after_a_restart():

@@ -31,7 +31,7 @@ from vlserve.control.tuning import Serving
 from vlserve.errors import ControlError, EngineBusy, EngineUnavailable, NotReady
 from vlserve.settings_sections import EngineSettings
 from vlserve.tls import PLAIN_HTTP
-from vlserve_worker.batch_notes import notes_folder, remove_notes
+from vlserve_worker.crash_notes import notes_folder, remove_notes
 
 _PROBE_TIMEOUT_S = 10.0
 

@@ -16,8 +16,8 @@ from vlserve.control.engine.endpoints import Endpoint
 from vlserve.control.engine.triton_workers import group_name
 from vlserve.runtime.archive import unpack_archive
 from vlserve.settings_sections import EngineSettings
-from vlserve_worker.batch_notes import notes_folder
 from vlserve_worker.busy_workers import BUSY_FILE
+from vlserve_worker.crash_notes import notes_folder
 
 REPOSITORY = "repository"
 """Folder of the instance that tritonserver is started with."""

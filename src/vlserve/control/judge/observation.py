@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from vlserve.control.judge import agreement, latency, sample_ratio, tags, two_sample
-from vlserve.control.judge.callers import SeenCallers
 from vlserve.control.judge.evidence import Batch, Outcome, ShadowPair
 from vlserve.control.judge.latency import Timed
+from vlserve.control.judge.seen_callers import SeenCallers
 from vlserve.control.judge.state import JudgeState
 from vlserve.control.judge.two_sample import Counts
 from vlserve.errors import SettingsError

@@ -8,7 +8,7 @@ Dirichlet-multinomial (here with two categories: a beta-binomial), a non-negativ
 the null. Each step of the release starts a new factor with its weight, and the factors multiply.
 
 The unit is what the gateway draws lots for: a request without a sticky key, or a caller with one,
-counted once in a release (vlserve.control.judge.callers).
+counted once in a release (vlserve.control.judge.seen_callers).
 """
 
 from dataclasses import dataclass, replace

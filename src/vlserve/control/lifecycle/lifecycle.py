@@ -12,7 +12,7 @@ from vlserve.control.domain import Instance, Key, State, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.archive_bytes import ArchiveBytes
 from vlserve.control.lifecycle.backoff import Backoff
-from vlserve.control.lifecycle.draining import is_idle
+from vlserve.control.lifecycle.idle import is_idle
 from vlserve.control.lifecycle.probes import (
     failed_probes,
     refuse_wrong_answers,

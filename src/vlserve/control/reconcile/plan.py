@@ -15,7 +15,7 @@ from vlserve.control.domain import (
     VersionRecord,
 )
 from vlserve.control.gateway.routing import desired_routing
-from vlserve.control.lifecycle.draining import is_idle
+from vlserve.control.lifecycle.idle import is_idle
 from vlserve.control.placement import Placement
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from vlserve.control.judge import Decision, JudgeState, Policy, tags
-from vlserve.control.judge.callers import SeenCallers
+from vlserve.control.judge.seen_callers import SeenCallers
 from vlserve.control.rollouts.log_evidence import Copy
 from vlserve.control.rollouts.log_reader import Cursor
 from vlserve.control.rollouts.metric_windows import MetricWindows

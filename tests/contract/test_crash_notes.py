@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from vlserve_worker import batch_notes
-from vlserve_worker.batch_notes import (
+from vlserve_worker import crash_notes
+from vlserve_worker.crash_notes import (
     NOTE_BYTES,
     REFUSED_S,
     BatchNotes,
@@ -28,7 +28,7 @@ from vlserve_worker.time_limit import limit_of
 DIES = """
 import os, sys
 from pathlib import Path
-from vlserve_worker.batch_notes import BatchNotes
+from vlserve_worker.crash_notes import BatchNotes
 notes = BatchNotes(Path(sys.argv[1]))
 with notes.at_work(sys.argv[3:], alone=sys.argv[2] == "alone"):
     os.abort()
@@ -67,9 +67,9 @@ def test_a_death_is_seen_in_a_folder_that_did_not_change(
         other.stdout.readline()
         notes = BatchNotes(tmp_path)
         later_ns = time.time_ns() + 10**11
-        monkeypatch.setattr(batch_notes.time, "time_ns", lambda: later_ns)
+        monkeypatch.setattr(crash_notes.time, "time_ns", lambda: later_ns)
         assert notes.look() == Suspicions()
-        monkeypatch.setattr(batch_notes.os, "scandir", None)  # nothing changed: it is not read
+        monkeypatch.setattr(crash_notes.os, "scandir", None)  # nothing changed: it is not read
         assert notes.look() == Suspicions()
         monkeypatch.undo()
         other.kill()
@@ -94,7 +94,7 @@ def test_an_unload_leaves_the_notes_of_workers_that_live(tmp_path: Path) -> None
     folder = tmp_path / "tagger-1"
     notes = BatchNotes(folder)
     die_at_work(folder, "batch", A)
-    (folder / f"{B}-1{batch_notes.SUSPECT}").touch()
+    (folder / f"{B}-1{crash_notes.SUSPECT}").touch()
     with notes.at_work([C]):
         remove_notes(folder)
         (file,) = folder.iterdir()
@@ -106,7 +106,7 @@ def test_an_unload_takes_the_folder_away(tmp_path: Path) -> None:
     remove_notes(folder)
     folder.mkdir()
     die_at_work(folder, "alone", A, B)
-    (folder / f"{B}-1{batch_notes.REFUSED}").touch()
+    (folder / f"{B}-1{crash_notes.REFUSED}").touch()
     remove_notes(folder)
     assert not folder.exists()
 
@@ -125,11 +125,11 @@ def test_a_refusal_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     notes = BatchNotes(tmp_path)
     die_at_work(tmp_path, "alone", A)
     assert notes.look().refused == {A}
-    now = batch_notes.time.monotonic()
+    now = crash_notes.time.monotonic()
     for later in (now + 2 * REFUSED_S, now - REFUSED_S):  # time passed; the machine was restarted
         die_at_work(tmp_path, "alone", A)
         notes.look()
-        monkeypatch.setattr(batch_notes.time, "monotonic", lambda later=later: later)
+        monkeypatch.setattr(crash_notes.time, "monotonic", lambda later=later: later)
         assert notes.look() == Suspicions()
         monkeypatch.undo()
     assert [path.suffix for path in tmp_path.iterdir()] == [".note"]
@@ -277,7 +277,7 @@ LATE = """
 import json, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from vlserve_worker.batch_notes import BatchNotes
+from vlserve_worker.crash_notes import BatchNotes
 from vlserve_worker.request_filter import Noted, RequestFilter
 from vlserve_worker.service import answer_batch
 
