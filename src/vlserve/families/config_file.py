@@ -47,23 +47,27 @@ def check_against_tensors(config: Mapping[str, Any], sizes: Mapping[str, Any]) -
         if name in config
     ]
     wrong = [
-        f"{name}: config.json says {said}, the checkpoint has {shown}"
-        for name, said, shown in differences
-        if said != shown
+        f"{name}: config.json says {config_part}, the checkpoint has {tensor_part}"
+        for name, config_part, tensor_part in differences
+        if config_part != tensor_part
     ]
     if wrong:
         raise CheckpointMismatch("; ".join(wrong))
 
 
-def _differing_fields(said: Any, shown: Any) -> tuple[Any, Any]:
+def _differing_fields(config_part: Any, tensor_part: Any) -> tuple[Any, Any]:
     """Return two values as they are; two sections with those fields of the first alone that the
     second has not alike."""
-    if not (isinstance(said, Mapping) and isinstance(shown, Mapping)):
-        return said, shown
-    names = [name for name in said if name not in shown or said[name] != shown[name]]
+    if not (isinstance(config_part, Mapping) and isinstance(tensor_part, Mapping)):
+        return config_part, tensor_part
+    names = [
+        name
+        for name in config_part
+        if name not in tensor_part or config_part[name] != tensor_part[name]
+    ]
     return (
-        {name: said[name] for name in names},
-        {name: shown[name] for name in names if name in shown},
+        {name: config_part[name] for name in names},
+        {name: tensor_part[name] for name in names if name in tensor_part},
     )
 
 
