@@ -205,7 +205,11 @@ REFUSALS: dict[str, tuple[State, dict[str, Any], str]] = {
         {},
         "decoder.weight must be text_decoder.bert.embeddings.word_embeddings.weight",
     ),
-    "other_sizes": (broken(lambda state: None), {"embedding": 6, "vision": {}}, "vision: config"),
+    "other_sizes": (
+        broken(lambda state: None),
+        {"embedding": 6, "vision": {"patch": 5}},
+        r"vision: config.json says \{'patch': 5\}, the checkpoint has \{'patch': 8\}",
+    ),
 }
 
 
