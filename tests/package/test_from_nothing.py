@@ -14,9 +14,8 @@ from vlserve.testing import free_ports
 
 PROJECT = Path(__file__).parents[2]
 
-REQUIREMENTS, CPU_BUILD, CUDA = (
-    PROJECT / f"{name}.lock" for name in ("requirements", "cpu", "cuda")
-)
+LOCKS = ("requirements.lock", "cuda.lock")
+"""As the README says: PyTorch of the package index asks for CUDA's libraries, also on a CPU."""
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -34,23 +33,10 @@ def installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "VLSERVE_ENGINE__BASE_PORT": first + 3,
     }
     empty = Installation(environment, folder, {name: str(port) for name, port in ports.items()})
-    install = [
-        "pip",
-        "install",
-        "--quiet",
-        "--no-compile",
-        "--disable-pip-version-check",
-        "--no-deps",
-    ]
-    locked = [*install, "--require-hashes", "-r"]
-    # PyTorch's build for the CPU where pip is told of it, as `make` does; the index's own asks for
-    # CUDA's libraries, also on a CPU.
-    process = empty.run([*locked, str(CPU_BUILD)], timeout_s=1500)
-    has_cpu_build = not process.returncode
-    assert has_cpu_build or "No matching distribution" in process.stderr, process.stderr
-    for lock in (REQUIREMENTS,) if has_cpu_build else (REQUIREMENTS, CUDA):
-        empty.output([*locked, str(lock)], timeout_s=1500)
-    empty.output([*install, str(wheel)])
+    install = ["pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+    locks = [word for name in LOCKS for word in ("-r", str(PROJECT / name))]
+    empty.output([*install, "--no-deps", "--require-hashes", *locks], timeout_s=1500)
+    empty.output([*install, "--no-deps", str(wheel)])
     yield empty
     empty.run(["vlserve", "down"], folder / "project")
 
