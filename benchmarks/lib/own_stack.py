@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlserve.control.domain import EngineKind
+from vlserve.errors import StackError
 from vlserve.settings import Settings
 from vlserve.settings_sections import EngineSettings
+from vlserve.stack.triton_program import why_triton_cannot_run
 from vlserve.testing.stack import RunningStack, running_stack, with_free_ports
 
 _LOAD_TIMEOUT_S = 180.0
@@ -21,7 +23,8 @@ def own_stack(
     workers: int | None = None,
     lone_threads: int = 1,
 ) -> Iterator[RunningStack]:
-    """Run a stack on free loopback ports while the body runs.
+    """Run a stack on free loopback ports while the body runs. StackError where Triton is asked for
+    and cannot run here: `vlserve up` would take TorchServe, and the figures would be that's.
 
     Args:
         folder: Where it keeps its state and its models.
@@ -30,6 +33,8 @@ def own_stack(
         workers: Of each version on each instance; None: as many as processors.
         lone_threads: On how many threads a worker computes while no other one is at work.
     """
+    if engine != "torchserve" and (reason := why_triton_cannot_run()):
+        raise StackError(f"Triton cannot run here: {reason}")
     options = {} if workers is None else {"workers": workers}
     settings = Settings(
         state_dir=folder / "state",

@@ -40,6 +40,7 @@ from benchmarks.lib.sides import OurStack, Side, SideFailed, first_answer, our_n
 from benchmarks.peers.servers import PEERS, peer_server
 from benchmarks.peers.torchserve.start import stock_torchserve
 from vlserve.cli.output import print_line
+from vlserve.errors import StackError
 from vlserve.processor import usable_cores
 from vlserve.runtime.archive import unpack_archive, verify_archive
 
@@ -175,9 +176,13 @@ def start(
         limits[precision] = resources.enter_context(in_process(root, usable_cores()))
     for name in stacks:
         print_line(f"starting ours: {name}")
-        for side_precision, side in resources.enter_context(
-            ours(folder / f"ours-{name}", archives, OURS[name])
-        ):
+        try:
+            sides = resources.enter_context(ours(folder / f"ours-{name}", archives, OURS[name]))
+        except StackError as error:
+            absent[f"ours {OURS[name].name}"] = str(error)
+            print_line(f"{name} is left out: {error}")
+            continue
+        for side_precision, side in sides:
             first_answer(side, photo)
             contenders.append(Contender(side, side_precision))
         contenders[-1].side.rest()

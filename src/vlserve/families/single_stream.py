@@ -331,7 +331,7 @@ def _shown(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, 
         (task, kind) for kind, names in heads.items() for task in names if names[task] in state
     ]
     if not kinds:
-        raise KeyError(HEADS.get(config.get("task", "answer"), HEADS["answer"]))
+        raise KeyError(HEADS.get(str(config.get("task")), HEADS["answer"]))
     task, head = kinds[0]
     encoder = bert_sizes(state, TRUNK)
     encoder["heads"] = config.get("text_heads") or max(1, encoder["hidden"] // HEAD_SIZE)

@@ -68,16 +68,13 @@ def make_loss(
 
     def several(logits: Tensor, targets: Tensor) -> Tensor:
         if gamma:
-            return binary_focal(logits, targets.to(logits.dtype), gamma)
-        soft = targets * (1 - label_smoothing) + label_smoothing / 2
-        return F.binary_cross_entropy_with_logits(logits, soft)
+            loss = binary_focal(logits, targets.to(logits.dtype), gamma)
+        else:
+            soft = targets * (1 - label_smoothing) + label_smoothing / 2
+            loss = F.binary_cross_entropy_with_logits(logits, soft)
+        return loss * targets.shape[1] if summed else loss
 
-    def sum_of_labels(logits: Tensor, targets: Tensor) -> Tensor:
-        return several(logits, targets) * targets.shape[1]
-
-    if not multi_label:
-        return single
-    return sum_of_labels if summed else several
+    return several if multi_label else single
 
 
 def class_weights(targets: NDArray[np.int64], power: float) -> Tensor:

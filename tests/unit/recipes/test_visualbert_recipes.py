@@ -235,6 +235,12 @@ def test_what_is_no_checkpoint_of_the_family_is_refused_with_the_reason(
         load_network(recipe, state, recipe.complete_config(FIELDS, state, Path()))
 
 
+def test_a_task_that_there_is_not_is_no_missing_tensor() -> None:
+    recipe = RECIPES["visualbert"]
+    with pytest.raises(CheckpointMismatch, match=r"missing cls\.weight"):
+        recipe.complete_config(FIELDS | {"task": "dance"}, {}, Path())
+
+
 def test_each_family_refuses_the_others_checkpoint() -> None:
     for family, other in (RECIPES, tuple(reversed(RECIPES))):
         state = model(other, "answer").network.state_dict()
