@@ -1,12 +1,12 @@
 """`delete`: the archive goes, the number stays taken, and nothing that serves is touched."""
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
 from support.control_api_server import RunningControl
+from support.running_stack import wait_until
 from vlserve.control.domain import State
 from vlserve.errors import (
     LoadFailed,
@@ -111,7 +111,5 @@ def test_an_archive_that_was_lost_before_is_no_obstacle(three_versions: RunningC
 def test_the_engine_is_not_given_a_deleted_version_again(three_versions: RunningControl) -> None:
     three_versions.client.unload("tagger", 1)
     three_versions.client.delete("tagger", 1)
-    deadline = time.monotonic() + 30
-    while three_versions.client.health().restoring and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: not three_versions.client.health().restoring, timeout_s=30)
     assert three_versions.client.health().status == "ok"
