@@ -1,10 +1,15 @@
 """A stack on free loopback ports, beside any other on this machine."""
 
+import fcntl
+import os
 import random
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import httpx
 
@@ -76,11 +81,28 @@ def with_free_ports(settings: Settings) -> Settings:
 
 
 def free_ports(count: int) -> int:
-    """Return the first of ``count`` free ports in a row, below those that the kernel hands out."""
+    """Return the first of ``count`` free ports in a row, below those that the kernel hands out. No
+    other process of this user that asks here gets one of them as long as this one lives."""
     while True:
         first = random.randrange(20000, 32000 - count)
-        if all(_is_free(port) for port in range(first, first + count)):
+        if _are_reserved(first, count) and all(map(_is_free, range(first, first + count))):
             return first
+
+
+def _are_reserved(first: int, count: int) -> bool:
+    """Lock a byte for each port of a file, for the life of this process; return whether no other
+    process had one."""
+    try:
+        fcntl.lockf(_ports_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@cache
+def _ports_file() -> int:
+    file = Path(tempfile.gettempdir()) / f"vlserve-ports-{os.getuid()}"
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _is_free(port: int) -> bool:

@@ -52,6 +52,21 @@ def test_a_port_in_use_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> Non
         assert free_ports(3) == free
 
 
+def test_what_another_process_was_given_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while nothing listens there yet."""
+    code = "from vlserve.testing import free_ports; print(free_ports(3), flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        others_first, free = int(process.stdout.readline()), free_ports(3)
+        firsts = iter([others_first, others_first - 1, others_first + 2, free])
+        monkeypatch.setattr("random.randrange", lambda *_: next(firsts))
+        assert free_ports(3) == free
+        process.communicate(b"\n")
+    firsts = iter([others_first])
+    assert free_ports(3) == others_first
+
+
 def test_it_needs_no_torch() -> None:
     code = "import sys, vlserve.testing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
