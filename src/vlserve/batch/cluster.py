@@ -26,6 +26,7 @@ LOCAL = "local"
 """Ray's word for a cluster of one's own."""
 KILLED_EXIT = -9
 """Of a worker whose actor or node has died."""
+_CONNECT_ATTEMPTS = 3
 _CHECK_WITHIN_S = 300.0
 _STOP_WITHIN_S, _STOP_AT_ONCE_WITHIN_S = 10.0, 3.0
 
@@ -46,7 +47,7 @@ def connected(address: str) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        _connect(address)
     except Exception as error:  # of many classes, some of them bare
         raise BatchError(f"--cluster {address} cannot be reached: {error}") from error
     try:
@@ -54,6 +55,23 @@ def connected(address: str) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Connect, again where the head node could not start a process for this client: nothing of the
+    job has begun by then, and a busy node can the next time."""
+    import ray
+
+    for attempt in range(1, _CONNECT_ATTEMPTS + 1):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except ConnectionAbortedError:
+            ray.shutdown()
+            if attempt == _CONNECT_ATTEMPTS:
+                raise
+            time.sleep(attempt)
+        else:
+            return
 
 
 def check_nodes(shipment: Shipment) -> None:
