@@ -26,10 +26,13 @@ from support.control_api_server import RunningControl, running_control
 from support.key_calls import named_keys
 from support.rollout_traffic import Behaviour, Requests
 from support.running_stack import wait_until
+from support.signers import key_pair
 from vlserve.cli import app, feedback
 from vlserve.control.named_keys import Role
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.answer_log import AnswerLine
+from vlserve.signing.archives import sign_archive
+from vlserve.signing.beside import provenance_file, read_beside, signature_file
 
 ROLLOUT = """
 weights: [50, 100]
@@ -91,16 +94,17 @@ def _press(page: Page, name: str) -> None:
     action.get_by_role("button", name=name).click()
 
 
-def _drop(page: Page, file: Path, place: str = "#drop") -> None:
-    content = base64.b64encode(file.read_bytes()).decode()
+def _drop(page: Page, *files: Path, place: str = "#drop") -> None:
     transfer = page.evaluate_handle(
-        """([content, name]) => {
-            const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+        """(files) => {
             const transfer = new DataTransfer();
-            transfer.items.add(new File([bytes], name));
+            for (const [content, name] of files) {
+                const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+                transfer.items.add(new File([bytes], name));
+            }
             return transfer;
         }""",
-        [content, file.name],
+        [[base64.b64encode(file.read_bytes()).decode(), file.name] for file in files],
     )
     page.locator(place).dispatch_event("drop", {"dataTransfer": transfer})
 
@@ -153,6 +157,23 @@ def test_a_key_signs_in_and_what_its_role_does_not_cover_is_refused(
         context.close()
 
 
+def test_a_signature_is_dropped_with_its_archive(
+    page: Page, control: RunningControl, tmp_path: Path
+) -> None:
+    archive = pack_echo(tmp_path, "signed", 1)
+    sign_archive(archive, key_pair(tmp_path, "release").key)
+    page.goto("/console/register")
+    _drop(
+        page, provenance_file(archive), signature_file(archive), tmp_path / "release.pem", archive
+    )
+    expect(page.locator("#said")).to_contain_text("Give one archive")
+    _drop(page, provenance_file(archive), signature_file(archive), archive)
+    expect(page).to_have_url(re.compile("/console/models/signed$"), timeout=PATIENCE_MS)
+    kept = control.settings.model_store / "signed" / "1" / archive.name
+    assert kept.read_bytes() == archive.read_bytes()
+    assert read_beside(kept) == read_beside(archive) is not None
+
+
 def test_an_archive_is_dropped_and_a_rollout_advances(
     page: Page, control: RunningControl, tmp_path: Path
 ) -> None:
@@ -203,7 +224,7 @@ def test_two_versions_are_tried_side_by_side(
         "heat_map": base64.b64encode(cover.read_bytes()).decode(),
     }
     page.goto("/console/models/tagger/try?version=1")
-    _drop(page, cover, "#trial")
+    _drop(page, cover, place="#trial")
     page.get_by_label("text").fill("it's a $title")
     page.get_by_label("Beside it").select_option("2")
     page.get_by_role("button", name="Send").click()

@@ -19,7 +19,7 @@ from vlserve.control.assembly import assemble
 from vlserve.control.client import ControlClient
 from vlserve.control.key import renew_key
 from vlserve.settings import Settings
-from vlserve.settings_sections import ControlSettings
+from vlserve.settings_sections import ControlSettings, TrustSettings
 from vlserve.tls import trust_of
 
 MAX_ARCHIVE_BYTES = 1_000_000
@@ -44,7 +44,10 @@ class RunningControl:
 
 @contextmanager
 def running_control(
-    folder: Path, protocol: type[asyncio.Protocol] | None = None, **settings_of_control: Any
+    folder: Path,
+    protocol: type[asyncio.Protocol] | None = None,
+    trust: TrustSettings | None = None,
+    **settings_of_control: Any,
 ) -> Iterator[RunningControl]:
     """``protocol``: of connections; by default that of the service."""
     settings = Settings(
@@ -55,6 +58,7 @@ def running_control(
             max_archive_bytes=MAX_ARCHIVE_BYTES,
             **settings_of_control,
         ),
+        trust=trust or TrustSettings(),
     )
     engine, gateway = FakeEngine(), FakeGateway()
     control = assemble(settings, engine, gateway)

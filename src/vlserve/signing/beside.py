@@ -8,6 +8,10 @@ from vlserve.errors import KeyUnusable, SignatureUnreadable
 from vlserve.signing.bundle import MAX_BUNDLE_BYTES
 from vlserve.signing.keys import read_small_file
 
+SIGNATURE_SUFFIX = ".sigstore.json"
+PROVENANCE_SUFFIX = ".provenance.sigstore.json"
+"""What the names of signature and provenance have beyond the archive's."""
+
 
 @dataclass(frozen=True)
 class SignatureFiles:
@@ -18,11 +22,11 @@ class SignatureFiles:
 
 
 def signature_file(archive: Path) -> Path:
-    return archive.with_name(f"{archive.name}.sigstore.json")
+    return archive.with_name(archive.name + SIGNATURE_SUFFIX)
 
 
 def provenance_file(archive: Path) -> Path:
-    return archive.with_name(f"{archive.name}.provenance.sigstore.json")
+    return archive.with_name(archive.name + PROVENANCE_SUFFIX)
 
 
 def components_file(archive: Path) -> Path:

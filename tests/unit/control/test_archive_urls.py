@@ -11,10 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from vlserve.control.lifecycle import archive_urls
-from vlserve.control.lifecycle.archive_urls import open_url
-from vlserve.errors import ArchiveNotFound, ArchiveTooSlow, UrlNotAllowed
+from vlserve.control.lifecycle.archive_urls import open_url, signature_at
+from vlserve.errors import ArchiveNotFound, ArchiveTooSlow, SignatureUnreadable, UrlNotAllowed
 from vlserve.runtime.errors import ArchiveTooLarge
 from vlserve.settings_sections import ControlSettings
+from vlserve.signing.beside import SignatureFiles
 
 BODY = b"an archive"
 
@@ -26,7 +27,15 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append(self.path)
         self.encodings.append(self.headers["Accept-Encoding"])
-        status = {"/team/moved.mar": 302, "/team/none.mar": 404}.get(self.path, 200)
+        status = {
+            "/team/moved.mar": 302,
+            "/team/none.mar": 404,
+            "/team/none.mar.sigstore.json": 404,
+            "/team/moved.mar.sigstore.json": 302,
+            "/team/secret.mar.sigstore.json": 403,
+            "/team/broken.mar.sigstore.json": 503,
+            "/team/alone.mar.provenance.sigstore.json": 404,
+        }.get(self.path, 200)
         self.send_response(status)
         self.send_header("Location", "/secret/x.mar")
         if self.path != "/team/unsized.mar":
@@ -80,7 +89,7 @@ def test_a_server_that_drips_is_given_up(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive_urls, "FETCH_TOTAL_S", 0.1)
-    with pytest.raises(ArchiveTooSlow, match=r"did not give the archive within 0\.1 s"):
+    with pytest.raises(ArchiveTooSlow, match=r"was not given within 0\.1 s"):
         _read(f"{server}/team/dripping.mar", tmp_path, f"{server}/team/")
 
 
@@ -120,6 +129,56 @@ def test_no_other_server_is_asked(server: str, tmp_path: Path) -> None:
     with pytest.raises(UrlNotAllowed):
         _read(f"{server}/team/x.mar", tmp_path)
     assert Server.asked == []
+
+
+def test_a_signature_is_asked_for_beside_the_archive(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = f"{server}/team/"
+    both = ["/team/x.mar.sigstore.json", "/team/x.mar.provenance.sigstore.json"]
+    assert signature_at(f"{prefix}x.mar", tmp_path, [prefix]) == SignatureFiles(BODY, BODY)
+    assert Server.asked == both
+    assert signature_at(f"{prefix}alone.mar", tmp_path, [prefix]) == SignatureFiles(BODY)
+    for name in ("none.mar", "moved.mar", "secret.mar"):
+        assert signature_at(prefix + name, tmp_path, [prefix]) is None
+    assert all(path.startswith("/team/") for path in Server.asked), "a redirect was followed"
+    with pytest.raises(ArchiveNotFound, match="answered 503"):
+        signature_at(f"{prefix}broken.mar", tmp_path, [prefix])
+    monkeypatch.setattr(archive_urls, "MAX_BUNDLE_BYTES", len(BODY) - 1)
+    with pytest.raises(SignatureUnreadable, match="more than 9 bytes"):
+        signature_at(f"{prefix}x.mar", tmp_path, [prefix])
+    count = len(Server.asked)
+    with pytest.raises(UrlNotAllowed):
+        signature_at(f"{server}/secret/x.mar", tmp_path, [prefix])
+    assert len(Server.asked) == count
+
+
+def test_a_signature_lies_where_the_archive_lies(tmp_path: Path) -> None:
+    folder, store = tmp_path / "folder", tmp_path / "store"
+    kept = store / "tagger" / "2"
+    for place in (folder, kept):
+        place.mkdir(parents=True)
+        for name in ("tagger-2.mar", "bare-2.mar", "link-2.mar"):
+            (place / name).write_bytes(b"an archive")
+        (place / "tagger-2.mar.sigstore.json").write_bytes(BODY)
+    prefix = f"{folder.as_uri()}/"
+    for url in (f"{prefix}tagger-2.mar", "tagger-2.mar"):
+        assert signature_at(url, store, [prefix]) == SignatureFiles(BODY)
+    for name in ("ledger.sqlite", "bare-2.mar"):
+        (store / name).write_bytes(b"")
+    for url in (f"{prefix}bare-2.mar", "bare-2.mar"):
+        assert signature_at(url, store, [prefix]) is None
+    for url in ("ledger.sqlite", "tagger-3.mar"):
+        with pytest.raises(ArchiveNotFound):
+            signature_at(url, store, [prefix])
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    (folder / "link-2.mar.sigstore.json").symlink_to(secret)
+    with pytest.raises(UrlNotAllowed):
+        signature_at(f"{prefix}link-2.mar", store, [prefix])
+    (store / "link-2.mar").write_bytes(b"an archive")
+    (store / "link-2.mar.sigstore.json").symlink_to(secret)
+    assert signature_at("link-2.mar", store, [prefix]) is None
 
 
 def test_files_of_allowed_folders_are_read(tmp_path: Path) -> None:

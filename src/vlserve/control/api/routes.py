@@ -12,7 +12,13 @@ from vlserve.control.api.console.sessions import CODE_S, Sessions
 from vlserve.control.api.roles import holder_of
 from vlserve.control.api.rollbacks import roll_back
 from vlserve.control.api.threads import Threads
-from vlserve.control.api.uploads import FileName, SignatureSizes, UserName, register_upload
+from vlserve.control.api.uploads import (
+    FileName,
+    SignatureBytes,
+    SignatureSizes,
+    UserName,
+    register_upload,
+)
 from vlserve.control.domain import EngineKind
 from vlserve.control.service import ControlService
 from vlserve.control.tuning import parse_tuning
@@ -49,15 +55,6 @@ Engine = Annotated[
     Query(
         description="Which engine is to run it; left out: as before, and a new version the stack's "
         "own, or TorchServe where it runs both.",
-    ),
-]
-
-SignatureBytes = Annotated[
-    int,
-    Query(
-        ge=0,
-        description="How many bytes of the body, before the archive, are its signature "
-        "(signature_bytes), and after that its provenance (provenance_bytes): see docs/signing.md.",
     ),
 ]
 

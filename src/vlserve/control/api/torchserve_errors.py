@@ -10,7 +10,14 @@ from fastapi.routing import APIRoute
 
 from vlserve.control.api.errors import status_of, what_is_wrong
 from vlserve.control.wire.torchserve import Failure
-from vlserve.errors import ArchiveNotFound, LoadFailed, ModelNotFound, VersionNotFound, VlserveError
+from vlserve.errors import (
+    ArchiveNotFound,
+    LoadFailed,
+    ModelNotFound,
+    SignatureRefused,
+    VersionNotFound,
+    VlserveError,
+)
 
 _TYPES = {
     400: "BadRequestException",
@@ -56,8 +63,9 @@ class TorchServeRoute(APIRoute):
 
 
 def _status(error: VlserveError) -> int:
-    """Return TorchServe's status of an error: it knows no 422, and a load that fails is a 500."""
-    if isinstance(error, LoadFailed):
+    """Return TorchServe's status of an error: it knows no 422, and a load that fails is a 500,
+    but for one that is refused by the signature that was given."""
+    if isinstance(error, LoadFailed) and not isinstance(error, SignatureRefused):
         return 500
     status = status_of(error)
     return 400 if status == 422 else status

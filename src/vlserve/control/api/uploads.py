@@ -23,6 +23,16 @@ FileName = Annotated[
 UserName = Annotated[str, Query(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$", examples=["anna"])]
 
 
+SignatureBytes = Annotated[
+    int,
+    Query(
+        ge=0,
+        description="How many bytes of the body, before the archive, are its signature "
+        "(signature_bytes), and after that its provenance (provenance_bytes): see docs/signing.md.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class SignatureSizes:
     """How many bytes of a body, before the archive, are its signature and then its provenance."""

@@ -1,5 +1,5 @@
-"""Archives that a caller names by an address: a file of the model store, or what
-`control.allowed_urls` lets in. Nothing else is opened or asked for."""
+"""Archives that a caller names by an address, and the signatures beside them: files of the model
+store, or what `control.allowed_urls` lets in. Nothing else is opened or asked for."""
 
 import os
 import re
@@ -14,8 +14,10 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import httpx
 
 from vlserve.control import caller
-from vlserve.errors import ArchiveNotFound, ArchiveTooSlow, UrlNotAllowed
+from vlserve.errors import ArchiveNotFound, ArchiveTooSlow, SignatureUnreadable, UrlNotAllowed
 from vlserve.runtime.errors import ArchiveTooLarge
+from vlserve.signing.beside import PROVENANCE_SUFFIX, SIGNATURE_SUFFIX, SignatureFiles
+from vlserve.signing.bundle import MAX_BUNDLE_BYTES
 
 SUFFIX = ".mar"
 """Of all that the store gives: the ledger lies there too."""
@@ -41,6 +43,40 @@ class Source:
     chunks: Iterator[bytes]
 
 
+class _NothingThere(Exception):
+    """An address without a file; another server says so, or that it does not give one."""
+
+
+def signature_at(url: str, store: Path, prefixes: Sequence[str]) -> SignatureFiles | None:
+    """Read the signature, and the provenance, beside the archive at ``url``; None where it has
+    no signature. The arguments are those of `open_url`.
+
+    Raises:
+        SignatureUnreadable: it is larger than any of an archive.
+        ArchiveNotFound: the other server fails, so that nobody knows whether there is one.
+    """
+    signature = _bundle_at(url, SIGNATURE_SUFFIX, store, prefixes)
+    if signature is None:
+        return None
+    return SignatureFiles(signature, _bundle_at(url, PROVENANCE_SUFFIX, store, prefixes) or b"")
+
+
+def _bundle_at(url: str, suffix: str, store: Path, prefixes: Sequence[str]) -> bytes | None:
+    """Return what is at an archive's address with ``suffix``; None where nothing is there."""
+    content = b""
+    try:
+        with _opened_url(url, suffix, store, prefixes) as source:
+            for chunk in source.chunks:
+                content += chunk
+                if len(content) > MAX_BUNDLE_BYTES:
+                    raise SignatureUnreadable(
+                        f"{url}{suffix} has more than {MAX_BUNDLE_BYTES} bytes: no signature has"
+                    )
+    except _NothingThere:
+        return None
+    return content
+
+
 @contextmanager
 def open_url(url: str, store: Path, prefixes: Sequence[str], max_bytes: int) -> Iterator[Source]:
     """Open the archive at ``url``.
@@ -56,19 +92,29 @@ def open_url(url: str, store: Path, prefixes: Sequence[str], max_bytes: int) -> 
         ArchiveTooLarge, ArchiveTooSlow: while it is read.
     """
     try:
+        with _opened_url(url, "", store, prefixes) as source:
+            yield Source(source.name, source.size, _bounded(source.chunks, max_bytes))
+    except _NothingThere as error:
+        raise ArchiveNotFound(str(error)) from error
+
+
+@contextmanager
+def _opened_url(url: str, suffix: str, store: Path, prefixes: Sequence[str]) -> Iterator[Source]:
+    """Open what is beside the archive at ``url`` by that name with ``suffix``; "": itself."""
+    try:
         if _BROKEN.search(url):
             raise ValueError("it has a space or a control character")
-        split = urlsplit(url)
+        split = urlsplit(url + suffix)
         scheme = split.scheme and _let_in(split, prefixes)
     except ValueError as error:
         raise UrlNotAllowed(f"{url!r} is no address: {error}") from error
     if scheme in ("http", "https"):
-        with _fetched(url) as source:
-            yield Source(source.name, source.size, _bounded(source.chunks, max_bytes))
+        with _fetched(url + suffix) as source:
+            yield source
         return
-    file = _resolved(Path(unquote(split.path))) if scheme else _in_store(url, store)
-    with _opened(file, url) as source:
-        yield Source(source.name, source.size, _bounded(source.chunks, max_bytes))
+    file = _resolved(Path(unquote(split.path))) if scheme else _in_store(url, suffix, store)
+    with _opened(file, url + suffix) as source:
+        yield source
 
 
 def _let_in(split: SplitResult, prefixes: Sequence[str]) -> str:
@@ -93,8 +139,9 @@ def _origin(split: SplitResult) -> tuple[str, str | None, int]:
     return split.scheme, split.hostname, port
 
 
-def _in_store(name: str, store: Path) -> Path:
-    """Return a file of the model store by its name: one that lies in it, or a kept archive."""
+def _in_store(name: str, suffix: str, store: Path) -> Path:
+    """Return an archive of the model store by its name, one that lies in it or is kept there; with
+    ``suffix``, the file of that name beside it."""
     if ".." in name:
         raise ArchiveNotFound(f"Relative path is not allowed in url: {name}")
     if not _NAME.fullmatch(name):
@@ -104,10 +151,17 @@ def _in_store(name: str, store: Path) -> Path:
     if match:
         places.append(store / match["model"] / match["version"] / name)
     for place in places:
-        file = _resolved(place)
-        if file.suffix == SUFFIX and file.is_relative_to(store.resolve()) and file.is_file():
-            return file
+        if _resolved(place).suffix == SUFFIX and _is_file_of(store, place):
+            file = place.with_name(place.name + suffix)
+            if _is_file_of(store, file):
+                return _resolved(file)
+            raise _NothingThere(f"Nothing found at: {name}{suffix}")
     raise ArchiveNotFound(f"Model not found at: {name}")
+
+
+def _is_file_of(store: Path, path: Path) -> bool:
+    file = _resolved(path)
+    return file.is_relative_to(store.resolve()) and file.is_file()
 
 
 def _resolved(path: Path) -> Path:
@@ -122,6 +176,8 @@ def _opened(file: Path, url: str) -> Iterator[Source]:
     try:
         # A pipe would wait for a writer.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise _NothingThere(f"Model not found at: {url}") from error
     except OSError as error:
         raise ArchiveNotFound(f"Model not found at: {url}") from error
     try:
@@ -147,6 +203,8 @@ def _fetched(url: str) -> Iterator[Source]:
             follow_redirects=False,
             trust_env=False,
         ) as response:
+            if response.is_redirect or response.is_client_error:
+                raise _NothingThere(f"{url} answered {response.status_code}")
             if response.status_code != httpx.codes.OK:
                 raise ArchiveNotFound(f"{url} answered {response.status_code}")
             length = response.headers.get("content-length", "")
@@ -162,8 +220,8 @@ def _in_time(chunks: Iterator[bytes], url: str) -> Iterator[bytes]:
     for chunk in chunks:
         if time.monotonic() > ends:
             raise ArchiveTooSlow(
-                f"{url} did not give the archive within {FETCH_TOTAL_S:g} s: put it into the model "
-                "store"
+                f"{url} was not given within {FETCH_TOTAL_S:g} s: put the archive, and what "
+                "`vlserve sign` wrote beside it, into the model store"
             )
         yield chunk
 

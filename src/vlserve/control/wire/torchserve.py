@@ -96,7 +96,7 @@ class RegisterParameters(BaseModel):
         default="",
         max_length=MAX_URL_CHARS,
         description="The archive: its file name in the model store, or an address that "
-        "`control.allowed_urls` lets in.",
+        "`control.allowed_urls` lets in. With `trust`, its signature is read beside it.",
     )
     model_name: str = Field(
         default="", max_length=MAX_URL_CHARS, description="Must be the archive's own, if any."

@@ -22,7 +22,12 @@ from vlserve.control.api.console.refusals import ConsoleRoute
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.rollbacks import roll_back
 from vlserve.control.api.threads import Threads
-from vlserve.control.api.uploads import FileName, register_upload
+from vlserve.control.api.uploads import (
+    FileName,
+    SignatureBytes,
+    SignatureSizes,
+    register_upload,
+)
 from vlserve.control.service import ControlService
 from vlserve.runtime.manifest import ModelName
 
@@ -82,11 +87,17 @@ def actions(service: ControlService, sessions: Sessions, threads: Threads) -> AP
     async def register(
         request: Request,
         name: FileName = "",
+        signature_bytes: SignatureBytes = 0,
+        provenance_bytes: SignatureBytes = 0,
         token: Annotated[str, Header(alias=TOKEN_HEADER)] = "",
     ) -> Response:
-        """Register the archive in the body; answers with the page to show."""
+        """Register the archive in the body, which may begin with its signature; answers with the
+        page to show."""
         check_may_act(sessions, request, token)
-        registration = await register_upload(request, service, threads, name, by="console")
+        sizes = SignatureSizes(signature_bytes, provenance_bytes)
+        registration = await register_upload(
+            request, service, threads, name, by="console", sizes=sizes
+        )
         return JSONResponse({"page": _page(registration.model)})
 
     return router

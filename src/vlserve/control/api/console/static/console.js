@@ -42,22 +42,46 @@ function state(place) {
 const drop = document.getElementById("drop");
 if (drop) {
   const archive = document.getElementById("archive");
-  archive.addEventListener("change", () => upload(archive.files[0]));
+  archive.addEventListener("change", () => upload(Array.from(archive.files)));
   drop.addEventListener("dragover", (event) => event.preventDefault());
   drop.addEventListener("drop", (event) => {
     event.preventDefault();
-    upload(event.dataTransfer.files[0]);
+    upload(Array.from(event.dataTransfer.files));
   });
 }
 
-function upload(file) {
-  if (!file) {
+// The archive, its signature and its provenance among the files; null if they are anything else.
+function signedArchive(files) {
+  // A browser that downloads a file twice calls the second "… (1).json".
+  const isProvenance = (file) => /\.provenance\.sigstore.*\.json$/.test(file.name);
+  const isSignature = (file) => /\.sigstore.*\.json$/.test(file.name) && !isProvenance(file);
+  const isArchive = (file) => !isSignature(file) && !isProvenance(file);
+  const parts = [isArchive, isSignature, isProvenance].map((is) => files.filter(is));
+  if (parts[0].length !== 1 || parts[1].length > 1 || parts[2].length > 1) {
+    return null;
+  }
+  return { archive: parts[0][0], signature: parts[1], provenance: parts[2] };
+}
+
+function upload(files) {
+  if (!files.length) {
     return;
   }
   const sent = document.getElementById("sent");
   const said = document.getElementById("said");
+  const signed = signedArchive(files);
+  if (!signed) {
+    said.textContent = drop.dataset.odd;
+    return;
+  }
+  const { archive, signature, provenance } = signed;
+  const query = new URLSearchParams({
+    name: archive.name,
+    signature_bytes: new Blob(signature).size,
+    provenance_bytes: new Blob(provenance).size,
+  });
   const request = new XMLHttpRequest();
-  request.open("POST", "/console/versions?name=" + encodeURIComponent(file.name));
+  request.open("POST", "/console/versions?" + query);
   request.setRequestHeader("Content-Type", "application/octet-stream");
   request.setRequestHeader(TOKEN_HEADER, token());
   request.upload.addEventListener("progress", (event) => {
@@ -75,5 +99,5 @@ function upload(file) {
   request.addEventListener("error", () => {
     said.textContent = drop.dataset.failed;
   });
-  request.send(file);
+  request.send(new Blob([...signature, ...provenance, archive]));
 }
