@@ -129,6 +129,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
             answers=logs / "answers.jsonl",
         ),
         pairs=pairs,
+        trust=trust,
         now=time.time,
         clock=time.monotonic,
     )

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from support.control_fakes import FakeEngine, FakeGateway
-from support.rollout_traffic import kinds
+from support.rollout_traffic import kinds, look, start
 from support.signers import KeyPair, key_pair
 from vlserve.control.assembly import assemble
-from vlserve.control.domain import Registration, Signer, State
+from vlserve.control.domain import Registration, RolloutStatus, Signer, State
 from vlserve.errors import (
+    NotReady,
     SignatureMismatch,
     SignatureMissing,
     SignatureRefused,
@@ -53,7 +54,7 @@ class Store:
     ) -> None:
         self.settings = settings
         self.engine = engine
-        self._gateway = gateway
+        self.gateway = gateway
         self._pack = pack
         self.control = assemble(settings, engine, gateway)
 
@@ -64,7 +65,7 @@ class Store:
         settings = self.settings.model_copy(update={"trust": trust})
         for name in self.engine.held:
             self.engine.restart_bare(name)
-        self.control = assemble(settings, self.engine, self._gateway)
+        self.control = assemble(settings, self.engine, self.gateway)
 
     def tick(self) -> None:
         for _ in range(3):
@@ -188,6 +189,55 @@ def test_the_way_back_is_not_asked_for_a_key(store: Store, ours: KeyPair) -> Non
     revoke(ours)
     signature_file(store.archive(1)).unlink()
     assert store.control.service.rollback("tagger").version == 1
+
+
+def test_a_shadow_ends_with_its_key(store: Store, ours: KeyPair) -> None:
+    for version in (1, 2):
+        store.register(version, store.files(version, ours))
+    store.control.service.release("tagger", 1)
+    start(store.control, shadow_percent=50)
+    store.control.rollout_loop.tick()
+    assert look(store.control).status is RolloutStatus.RUNNING
+    revoke(ours)
+    with pytest.raises(NotReady, match="none of those that are trusted"):
+        store.control.service.rollouts.promote("tagger")
+    store.control.rollout_loop.tick()
+    last = look(store.control)
+    assert (last.status, last.weight) == (RolloutStatus.ROLLED_BACK, 0)
+    assert last.decision is not None and "none of those that are trusted" in last.decision.reason
+    assert (store.gateway.route().shadow, store.gateway.route().weights) == (None, {1: 100})
+    [event] = [e for e in store.control.ledger.events("tagger") if e.kind == "rolled_back"]
+    assert (event.detail["by"], event.detail["previous"]) == ("trust", 2)
+    assert "none of those that are trusted" in event.detail["reason"]
+
+
+def test_a_candidate_with_weight_goes_on_without_its_key(store: Store, ours: KeyPair) -> None:
+    for version in (1, 2):
+        store.register(version, store.files(version, ours))
+    store.control.service.release("tagger", 1)
+    start(store.control)
+    revoke(ours)
+    store.control.rollout_loop.tick()
+    assert look(store.control).status is RolloutStatus.RUNNING
+    store.control.service.rollouts.promote("tagger")
+    assert store.gateway.route().weights == {2: 100}
+
+
+def test_a_shadow_goes_on_where_a_kept_signature_is_trusted(store: Store, ours: KeyPair) -> None:
+    """The ledger does not know who signed what was loaded before `enforce`."""
+    store.restart("off")
+    store.register(1, None)
+    store.register(2, store.files(2, ours))
+    store.control.service.release("tagger", 1)
+    start(store.control, shadow_percent=50)
+    store.restart("enforce")
+    store.control.rollout_loop.tick()
+    assert look(store.control).status is RolloutStatus.RUNNING
+    signature_file(store.archive(2)).unlink()
+    store.control.rollout_loop.tick()
+    last = look(store.control)
+    assert last.status is RolloutStatus.ROLLED_BACK
+    assert last.decision is not None and "tagger 2 has no signature" in last.decision.reason
 
 
 def test_other_bytes_or_a_wrong_signature_are_never_loaded(store: Store, ours: KeyPair) -> None:

@@ -9,7 +9,7 @@
 docs/gray-release.md says what each gate tests and what it guarantees.
 """
 
-from vlserve.control.judge.decision import Action, Decision, decide
+from vlserve.control.judge.decision import Action, Decision, decide, objected
 from vlserve.control.judge.evidence import Batch, EvidenceInvalid, Outcome, ShadowPair, Standing
 from vlserve.control.judge.gates import GateResult, Verdict
 from vlserve.control.judge.observation import next_step, observe
@@ -31,5 +31,6 @@ __all__ = [
     "decide",
     "load_policy",
     "next_step",
+    "objected",
     "observe",
 ]

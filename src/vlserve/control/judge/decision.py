@@ -65,6 +65,12 @@ def decide(state: JudgeState, standing: Standing) -> Decision:
     return Decision(action, reason, state.step, state.weight, state.next_weight, gates)
 
 
+def objected(state: JudgeState, reason: str) -> Decision:
+    """Return the decision to take the candidate back for a reason that is no gate's."""
+    gates = gate_results(state)
+    return Decision(Action.ROLLBACK, reason, state.step, state.weight, state.next_weight, gates)
+
+
 def _callers_can_bring_about(gates: tuple[GateResult, ...], standing: Standing) -> bool:
     """Return whether all that speaks against the candidate is who came to it. Callers who learn
     which of their sticky keys reach it can send those alone at the next step: were that a reason to

@@ -15,7 +15,7 @@ from vlserve.errors import (
     SignatureUnknownKey,
 )
 from vlserve.settings_sections import TrustSettings
-from vlserve.signing.beside import SignatureFiles
+from vlserve.signing.beside import SignatureFiles, read_beside
 from vlserve.signing.bundle import Bundle, read_bundle
 from vlserve.signing.keys import PublicKey, public_key, read_public_keys
 from vlserve.signing.statements import check_provenance_subject, check_signature_subject
@@ -111,6 +111,20 @@ class Trust:
                 raise
             return None
 
+    def objection(self, record: VersionRecord) -> str:
+        """Return why a loaded version may get no traffic that it has not yet; empty if it may."""
+        if self._settings.mode != "enforce" or self.serves(*record.key):
+            return ""
+        keys = _keys(self._settings, logging.DEBUG)  # a rollout asks each second
+        if record.signer is not None and record.signer.hint in {key.hint for key in keys}:
+            return ""
+        try:
+            files = read_beside(record.archive)
+            _verified(files, record.sha256, keys, f"{record.model} {record.version}")
+        except SignatureRefused as error:
+            return str(error)
+        return ""
+
     def serves(self, model: str, version: int) -> bool:
         """Return whether a version has weight, or can be gone back to."""
         try:
@@ -151,13 +165,14 @@ def _doubts(record: VersionRecord, hints: set[str]) -> Iterator[str]:
         )
 
 
-def _keys(settings: TrustSettings) -> list[PublicKey]:
+def _keys(settings: TrustSettings, level: int = logging.WARNING) -> list[PublicKey]:
+    """Return the keys of files that can be read, and log at ``level`` which cannot."""
     keys: list[PublicKey] = []
     for file in settings.keys:
         try:
             keys += read_public_keys(file)
         except KeyUnusable as error:
-            logger.warning("trust.keys: %s", error)
+            logger.log(level, "trust.keys: %s", error)
     return keys
 
 

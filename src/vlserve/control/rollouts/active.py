@@ -4,10 +4,11 @@ import logging
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlserve.control.domain import Rollout
-from vlserve.control.judge import Action
+from vlserve.control.judge import Action, objected
+from vlserve.control.lifecycle.trust import Trust
 from vlserve.control.rollouts.answer_log import AnswerLog
 from vlserve.control.rollouts.evaluation import Conditions, Logs, evaluate, restarted
 from vlserve.control.rollouts.health import StackHealth
@@ -41,6 +42,7 @@ class RolloutContext:
     health: StackHealth
     logs: Logs
     pairs: PairLog
+    trust: Trust
     now: Callable[[], float]
     clock: Callable[[], float]
 
@@ -65,6 +67,12 @@ class ActiveRollout:
             self._report_once(rollout, self.state)
             return
         before = self.state
+        candidate = self._context.ledger.version(rollout.model, rollout.candidate)
+        objection = self._context.trust.objection(candidate)
+        if objection:  # a shadow, whose users all get stable's answers
+            self.state = replace(before, decision=objected(before.judge, objection))
+            self._context.steps.take_back(rollout, self.state, by="trust")
+            return
         after = self._evaluate(rollout, before)
         if after is None:
             return

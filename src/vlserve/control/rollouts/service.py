@@ -35,6 +35,7 @@ class RolloutService:
         self._steps = context.steps
         self._health = context.health
         self._logs = context.logs
+        self._trust = context.trust
         self._loop = loop
         self._lifecycle = lifecycle
         self._operations = operations
@@ -101,8 +102,11 @@ class RolloutService:
 
     def promote(self, model: str) -> RolloutReport:
         """Give the candidate all traffic, whatever the judge still waits for. NotReady if it is
-        not healthy. Needs no state of the judge."""
+        not healthy, or a shadow that is not trusted. Needs no state of the judge."""
         candidate = self._ledger.version(model, self._under_way(model).candidate)
+        objection = self._trust.objection(candidate)
+        if objection:
+            raise NotReady(f"{model} {candidate.version} gets no traffic: {objection}")
         self._lifecycle.check_healthy(candidate)
         with self._loop.lock:
             rollout = self._under_way(model)

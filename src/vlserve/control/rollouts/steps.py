@@ -94,7 +94,7 @@ def taken_back(rollout: Rollout, state: KeptState, by: str) -> ChangeBack:
     """Return the change that gives stable all traffic again."""
     ends = EndOfRollout(
         rollout.id,
-        status=RolloutStatus.ROLLED_BACK if by == "judge" else RolloutStatus.ABORTED,
+        status=RolloutStatus.ABORTED if by == "user" else RolloutStatus.ROLLED_BACK,
         keep_until=time.time() + _keep_s(state),
         detail=_why(by, state),
         state_json=state.to_json() if isinstance(state, RolloutState) else "",
@@ -114,6 +114,6 @@ def _why(by: str, state: KeptState) -> dict[str, Any]:
     if state.decision is None:
         return why
     detail = dict(state.decision.detail())
-    if by != "judge":  # what the judge would have done is no reason for what a person did
+    if by == "user":  # what the judge would have done is no reason for what a person did
         detail = {"gates": detail["gates"]}
     return why | {"held_s": round(state.held_s, 1)} | detail
