@@ -271,6 +271,20 @@ def test_other_bytes_or_a_wrong_signature_are_never_loaded(store: Store, ours: K
     assert set(store.engine.held["engine-0"]) == {KEY}
 
 
+def test_a_kept_signature_that_is_lost_is_told(store: Store, ours: KeyPair) -> None:
+    files = store.files(1, ours)
+    store.register(1, files)
+    kept = signature_file(store.archive(1))
+    kept.unlink()
+    [warning] = store.warnings
+    assert f"{kept} is gone" in warning and "`vlserve register` of the same tagger-1.mar" in warning
+    kept.write_bytes(b"{")
+    [warning] = store.warnings
+    assert "the signature of tagger 1" in warning and "until the engine restarts" in warning
+    store.register(1, files)
+    assert store.warnings == ()
+
+
 def test_a_strangers_signature_in_the_store_does_not_count(
     store: Store, ours: KeyPair, theirs: KeyPair
 ) -> None:

@@ -15,7 +15,7 @@ from vlserve.errors import (
     SignatureUnknownKey,
 )
 from vlserve.settings_sections import TrustSettings
-from vlserve.signing.beside import SignatureFiles, read_beside
+from vlserve.signing.beside import SignatureFiles, read_beside, signature_file
 from vlserve.signing.bundle import Bundle, read_bundle
 from vlserve.signing.keys import PublicKey, public_key, read_public_keys
 from vlserve.signing.statements import check_provenance_subject, check_signature_subject
@@ -138,8 +138,8 @@ class Trust:
         return _keys(self._settings)
 
     def warnings(self) -> Iterator[str]:
-        """Yield what is not as `trust` asks for and yet serves, and key files that cannot be
-        read."""
+        """Yield what is not as `trust` asks for and yet serves, kept signatures that are lost, and
+        key files that cannot be read."""
         if self._settings.mode == "off":
             return
         hints: set[str] = set()
@@ -163,6 +163,24 @@ def _doubts(record: VersionRecord, hints: set[str]) -> Iterator[str]:
             f"{what} was signed by {record.signer}, which is not in trust.keys any more: it is "
             f"loaded again while it has weight or can be gone back to; {todo}"
         )
+    elif loss := _loss(record, what):
+        yield loss
+
+
+def _loss(record: VersionRecord, what: str) -> str:
+    """Return what has become of the kept signature of a signed version; empty if it is whole."""
+    todo = f"`vlserve register` of the same {record.archive.name} with its signature puts it back"
+    try:
+        files = read_beside(record.archive)
+        if files is None:
+            return (
+                f"{signature_file(record.archive)} is gone: after a restart of the engine {what} "
+                f"is loaded again only while it has weight or can be gone back to; {todo}"
+            )
+        _on_these_bytes(files, record.sha256, what)
+    except SignatureRefused as error:
+        return f"{error}: {what} serves until the engine restarts; {todo}"
+    return ""
 
 
 def _keys(settings: TrustSettings, level: int = logging.WARNING) -> list[PublicKey]:
