@@ -46,6 +46,11 @@ class Dataset:
     multi_label: bool
     bad_lines: tuple[BadLine, ...]
 
+    @property
+    def answers(self) -> bool:
+        """Whether the titles are questions, and the labels their answers."""
+        return bool(self.config.get("task") == "answer")
+
 
 def read_dataset(
     recipe: Recipe,

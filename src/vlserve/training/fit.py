@@ -71,7 +71,8 @@ def fit(
     log_to: LogTo = "jsonl",
 ) -> TrainReport:
     """Train ``recipe`` on the items of ``train``; keep the epoch that is best on ``val`` by
-    macro-F1, or by mean average precision when items have several labels.
+    macro-F1, by mean average precision when items have several labels, or by the share of questions
+    whose best answer is right.
 
     The same files, options, seed and number of threads give the same figures. ``resume`` goes on
     after the last whole epoch in ``out``, with the same files, options and seed, as if it had never

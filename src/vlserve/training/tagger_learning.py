@@ -1,7 +1,7 @@
 """How taggers learn: by steps over the training items, or the optimum on them; their scores."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ from vlserve.errors import TrainingError
 from vlserve.training.dataset import Dataset
 from vlserve.training.distributed import over_ranks
 from vlserve.training.metrics.tagging import Metrics, measure
+from vlserve.training.metrics.vqa import normalised
 from vlserve.training.objectives.classify import binary_focal, focal
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import Parts
@@ -117,6 +118,8 @@ class TagJob:
 
     @property
     def chosen_by(self) -> str:
+        if self.data.answers:
+            return "accuracy"
         return "map" if self.data.multi_label else "macro_f1"
 
     def batches(self, seed: int, epoch: int) -> Iterator[TagBatch]:
@@ -162,8 +165,25 @@ def measure_tags(
     """Return figures and scores of the validation items; ``resamples`` > 0: with intervals, from so
     many bootstrap draws."""
     scores = score(network, data.val, multi_label=data.multi_label)
-    figures = measure(data.val.targets, scores, multi_label=data.multi_label, resamples=resamples)
+    figures = measure(
+        data.val.targets,
+        scores,
+        multi_label=data.multi_label,
+        right=_answered(data.config["labels"], data.val.targets, scores) if data.answers else None,
+        resamples=resamples,
+    )
     return figures, scores
+
+
+def _answered(
+    labels: Sequence[str], targets: NDArray[np.int64], scores: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Return of which items the best answer is one of theirs, as `vlserve evaluate` has it
+    (`is_any_of`)."""
+    answers = np.array([normalised(label) for label in labels])
+    best = answers[scores.argmax(axis=1)]
+    same: NDArray[np.bool_] = answers[None, :] == best[:, None]
+    return np.asarray((same & (targets > 0)).any(axis=1))
 
 
 def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: float) -> Solution:

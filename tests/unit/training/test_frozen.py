@@ -21,6 +21,7 @@ from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.training import encoded_features
 from vlserve.training.demo_data import DemoData
 from vlserve.training.evaluate import evaluate_archive, evaluate_checkpoint
+from vlserve.training.evaluators import evaluate
 from vlserve.training.fit import TrainReport, fit
 from vlserve.training.plan import DataFacts, TrainingPlan, digest_of, parts_of
 from vlserve.training.run import Progress
@@ -140,6 +141,28 @@ def test_the_archive_answers_as_the_training_measured(
     assert set(record["code"]) == {"vlserve", "sources_sha256", "torch"}
     figures = [epoch["macro_f1"] for epoch in record["epochs"]]
     assert len(figures) == training.epochs and max(figures) == training.metrics.macro_f1
+
+
+def test_answers_are_measured_as_evaluate_does(
+    frozen_recipe: Recipe, demo: DemoData, converter: Converter, tmp_path: Path
+) -> None:
+    """Of several answers that count, the best one alone is judged."""
+    train, val = (multi_label(demo, name, tmp_path) for name in ("train", "val"))
+    out = tmp_path / "out"
+    report = fit(frozen_recipe, train, val, out, options={**OPTIONS, "task": "answer"})
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    accuracies = [epoch["accuracy"] for epoch in metrics["epochs"]]
+    assert metrics["best_by"] == "accuracy"
+    assert accuracies[metrics["best_epoch"] - 1] == max(accuracies) == metrics["accuracy"]
+    assert {"macro_f1", "micro_f1", "map"} <= metrics.keys()
+    archive = export_archive(
+        "modern", out / "model.safetensors", out, format="torchscript", converter=converter
+    ).path
+    figures = evaluate(archive, val).figures
+    assert (figures["items"], figures["accuracy"]) == (metrics["items"], report.metrics.accuracy)
+    assert report.metrics.accuracy > 0
+    low, high = metrics["intervals_95"]["accuracy"]
+    assert low <= report.metrics.accuracy <= high
 
 
 def stages_of(recipe: Recipe, demo: DemoData, out: Path, **more: Any) -> list[str]:

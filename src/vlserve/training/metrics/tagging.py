@@ -22,9 +22,10 @@ Matrix = NDArray[Any]
 @dataclass(frozen=True)
 class Metrics:
     """``accuracy``: share of items whose best label is right; with several labels an item, whose
-    whole set of labels is right. ``macro_f1``: mean over the labels that are true or predicted
-    somewhere. ``map``: mean average precision over ``map_labels`` labels. ``micro_f1`` is of
-    multi-label data alone. ``intervals_95`` holds (low, high) by the name of the figure."""
+    whole set of labels is right; or of what `measure` is told is right. ``macro_f1``: mean over the
+    labels that are true or predicted somewhere. ``map``: mean average precision over ``map_labels``
+    labels. ``micro_f1`` is of multi-label data alone. ``intervals_95`` holds (low, high) by the
+    name of the figure."""
 
     items: int
     accuracy: float
@@ -78,17 +79,21 @@ def measure(
     *,
     multi_label: bool,
     map_columns: Collection[int] | None = None,
+    right: Matrix | None = None,
     resamples: int = 0,
     seed: int = 0,
 ) -> Metrics:
     """Return all figures. ``map_columns`` restricts ``map`` to some labels; only labels that an
-    item of the data has count in any case. ``resamples`` > 0 adds 95 % percentile bootstrap
-    intervals over the items (none for fewer than two items)."""
+    item of the data has count in any case. ``right`` (items,): what ``accuracy`` is the mean of,
+    where it is not whether all of an item's labels are predicted. ``resamples`` > 0 adds 95 %
+    percentile bootstrap intervals over the items (none for fewer than two items)."""
     columns = sorted(range(targets.shape[1]) if map_columns is None else map_columns)
     predictions = predict(scores, multi_label=multi_label)
+    if right is None:
+        right = (targets == predictions).all(axis=1)
     ranking = _Ranking.of(targets[:, columns], scores[:, columns])
     everything = np.arange(len(targets))
-    names, values = _figures(targets, predictions, multi_label, ranking, everything)
+    names, values = _figures(targets, predictions, right, multi_label, ranking, everything)
     figures = dict(zip(names, values.tolist(), strict=True))
     intervals: dict[str, tuple[float, float]] = {}
     if resamples and len(targets) > 1:
@@ -96,7 +101,9 @@ def measure(
 
         interval = bootstrap(
             (everything,),
-            lambda resample: _figures(targets, predictions, multi_label, ranking, resample)[1],
+            lambda resample: _figures(targets, predictions, right, multi_label, ranking, resample)[
+                1
+            ],
             vectorized=False,
             n_resamples=resamples,
             method="percentile",
@@ -113,7 +120,12 @@ def measure(
 
 
 def _figures(
-    targets: Matrix, predictions: Matrix, multi_label: bool, ranking: "_Ranking", rows: Matrix
+    targets: Matrix,
+    predictions: Matrix,
+    right: Matrix,
+    multi_label: bool,
+    ranking: "_Ranking",
+    rows: Matrix,
 ) -> tuple[list[str], NDArray[np.float64]]:
     """Return the figures of the items whose numbers are in ``rows``, some more than once.
 
@@ -125,7 +137,7 @@ def _figures(
     sizes = true.sum(axis=0) + guesses.sum(axis=0)
     present = sizes > 0
     figures = {
-        "accuracy": (true == guesses).all(axis=1).mean(),
+        "accuracy": right[rows].mean(),
         "macro_f1": (2 * hits[present] / sizes[present]).mean() if present.any() else 0.0,
         "map": ranking.mean_average_precision(np.bincount(rows, minlength=len(targets))),
     }
