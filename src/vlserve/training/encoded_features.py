@@ -1,15 +1,15 @@
-"""Outputs of a network's frozen part, computed once an item and kept on disk."""
+"""Outputs of a network's frozen part, computed once an image or a title and kept on disk."""
 
 import hashlib
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from vlserve.training.plan import digest_of
 from vlserve.training.samples import OnRead, Samples, run_by_name, taken_by
 from vlserve.training.tagger_augmentation import Augmentation
 
+FORMAT = b"2"
+"""Of what is kept."""
 ENCODE_BATCH = 16
 REPORT_BATCHES = 8
 RTOL, ATOL = 1e-4, 1e-4
@@ -33,10 +35,12 @@ Features = Mapping[str, NDArray[Any]]
 @dataclass(frozen=True)
 class EncodedSamples:
     """Samples as the trained part of a network takes them: ``features`` (items, …) by name, and
-    the titles, padded to the longest."""
+    the titles, padded to the longest. ``rows`` (items,): which of the features by that name each
+    item has, where several items share them."""
 
     features: Features
     targets: NDArray[np.int64]
+    rows: Features = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -46,38 +50,49 @@ class EncodedSamples:
     ) -> dict[str, Tensor]:
         """Return what the trained part may take, by name. Features cannot be augmented."""
         assert augmentation is None, "features of images cannot be augmented"
-        return {name: torch.from_numpy(x[rows]) for name, x in self.features.items()}
+        return {
+            name: torch.from_numpy(x[self.rows[name][rows] if name in self.rows else rows])
+            for name, x in self.features.items()
+        }
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A part of the frozen part, of the outputs that depend on the same inputs alone."""
+
+    session: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, batch: Features) -> dict[str, NDArray[Any]]:
+        """Return its outputs by name."""
+        feed = {name: batch[name] for name in self.inputs}
+        return dict(zip(self.outputs, self.session.run(list(self.outputs), feed), strict=True))
 
 
 class Encoder:
-    """The frozen part of a network, as an ONNX graph from the first batch on: six times as fast as
+    """The frozen part of a network, as ONNX graphs from the first batch on: six times as fast as
     eager on convolutions."""
 
     def __init__(self, frozen: nn.Module) -> None:
         self.frozen = frozen
-        self._graph: tuple[Any, tuple[str, ...]] | None = None
+        self._graphs: Sequence[Graph] = ()
 
-    def outputs(
-        self, samples: Samples, text: Features
-    ) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
-        """Yield outputs of each batch by name, and the place of its first sample. TrainingError
-        unless the first batch has those of the module itself."""
-        for start in range(0, len(samples), ENCODE_BATCH):
-            rows = slice(start, start + ENCODE_BATCH)
-            batch = {"image": samples.images[rows], **{name: x[rows] for name, x in text.items()}}
-            feed = {name: batch[name] for name in taken_by(self.frozen, batch)}
-            expected = _run_eager(self.frozen, feed) if start == 0 else {}
-            if self._graph is None:
-                self._graph = _open_graph(self.frozen, feed, tuple(expected))
-            session, names = self._graph
-            outputs = dict(zip(names, session.run(None, feed), strict=True))
-            for name, reference in expected.items():
-                _, wrong = compare(outputs[name], reference, RTOL, ATOL)
+    def graphs(self, first: Features) -> Sequence[Graph]:
+        """Return its graphs, each of which answers ``first`` like the module itself: else
+        TrainingError."""
+        feed = {name: first[name] for name in taken_by(self.frozen, first)}
+        expected = _run_eager(self.frozen, feed)
+        if not self._graphs:
+            self._graphs = _open_graphs(self.frozen, feed, tuple(expected))
+        for graph in self._graphs:
+            for name, outputs in graph.run(feed).items():
+                _, wrong = compare(outputs, expected[name], RTOL, ATOL)
                 if wrong:
                     raise TrainingError(
                         f"the frozen part's graph does not answer like it: {name}: {wrong}"
                     )
-            yield start, outputs
+        return self._graphs
 
 
 def encode(
@@ -85,7 +100,7 @@ def encode(
 ) -> EncodedSamples:
     """Return the outputs of the encoder for every sample, from ``cache`` where it has them: it
     keeps them under a digest of the weights, the images and the titles, so that nothing in it can
-    be stale."""
+    be stale. What several samples share, an image or a title, is encoded once."""
     everything = np.arange(len(samples))
     text = {
         name: x.numpy() for name, x in samples.inputs(everything).items() if name.startswith("text")
@@ -95,38 +110,63 @@ def encode(
         partial = folder.with_name(f".{folder.name}-{os.getpid()}")
         partial.mkdir(parents=True)
         try:
-            _write(encoder, samples, text, partial, on_read)
+            _write(encoder, {"image": samples.images, **text}, partial, on_read)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    features = {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
-    return EncodedSamples({**features, **text}, samples.targets)
+    features = _read(folder, "features")
+    return EncodedSamples({**features, **text}, samples.targets, _read(folder, "rows"))
 
 
-def _write(
-    encoder: Encoder, samples: Samples, text: Features, folder: Path, on_read: OnRead | None
-) -> None:
-    files: dict[str, Any] = {}
-    for start, outputs in encoder.outputs(samples, text):
-        for name, array in outputs.items():
-            if name not in files:
-                files[name] = np.lib.format.open_memmap(
-                    folder / f"{name}.npy", "w+", array.dtype, (len(samples), *array.shape[1:])
-                )
-            files[name][start : start + len(array)] = array
-        count = min(start + ENCODE_BATCH, len(samples))
-        if on_read and (count % (REPORT_BATCHES * ENCODE_BATCH) == 0 or count == len(samples)):
-            on_read(count, len(samples))
-    for file in files.values():
-        file.flush()
+def _read(folder: Path, kind: Literal["features", "rows"]) -> dict[str, NDArray[Any]]:
+    files = sorted(folder.glob(f"*.{kind}.npy"))
+    return {file.name.partition(".")[0]: np.load(file, mmap_mode="r") for file in files}
 
 
-def _open_graph(
-    frozen: nn.Module, features: Features, names: tuple[str, ...]
-) -> tuple[Any, tuple[str, ...]]:
-    """Return an ONNX Runtime session of any number of items and any length of text, with the names
-    of its outputs."""
+def _write(encoder: Encoder, inputs: Features, folder: Path, on_read: OnRead | None) -> None:
+    graphs = encoder.graphs({name: x[:ENCODE_BATCH] for name, x in inputs.items()})
+    plans = [(graph, *_distinct([inputs[name] for name in graph.inputs])) for graph in graphs]
+    total, done = sum(len(places) for _, places, _ in plans), 0
+    for graph, places, rows in plans:
+        files: dict[str, Any] = {}
+        for start in range(0, len(places), ENCODE_BATCH):
+            batch = places[start : start + ENCODE_BATCH]
+            for name, array in graph.run({name: inputs[name][batch] for name in inputs}).items():
+                if name not in files:
+                    files[name] = np.lib.format.open_memmap(
+                        folder / f"{name}.features.npy",
+                        "w+",
+                        array.dtype,
+                        (len(places), *array.shape[1:]),
+                    )
+                files[name][start : start + len(array)] = array
+            done += len(batch)
+            if on_read and (start // ENCODE_BATCH % REPORT_BATCHES == 0 or done == total):
+                on_read(done, total)
+        for name, file in files.items():
+            file.flush()
+            np.save(folder / f"{name}.rows.npy", rows)
+
+
+def _distinct(arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the places of items whose rows no item before them has, and for every item the number
+    of the one among them whose rows it has."""
+    numbers: dict[bytes, int] = {}
+    places, rows = list[int](), list[int]()
+    for place, parts in enumerate(zip(*arrays, strict=True)):
+        key = hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
+        if key not in numbers:
+            numbers[key] = len(places)
+            places.append(place)
+        rows.append(numbers[key])
+    return np.array(places, dtype=np.int64), np.array(rows, dtype=np.int64)
+
+
+def _open_graphs(frozen: nn.Module, features: Features, names: tuple[str, ...]) -> Sequence[Graph]:
+    """Return ONNX Runtime sessions of any number of items and any length of text, one for the
+    outputs that depend on the same inputs."""
     import onnxruntime
+    from onnx.utils import Extractor
 
     inputs = {name: torch.from_numpy(x) for name, x in features.items()}
     twice = {name: torch.cat([x, x]) for name, x in inputs.items()}  # 1 would be a constant
@@ -151,7 +191,28 @@ def _open_graph(
     assert program is not None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options), names
+    model = program.model_proto
+    by_inputs: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        by_inputs.setdefault(_inputs_of(model, name), []).append(name)
+    graphs = []
+    for inputs_of, outputs in by_inputs.items():
+        part = Extractor(model).extract_model(list(inputs_of), outputs)
+        session = onnxruntime.InferenceSession(part.SerializeToString(), options)
+        graphs.append(Graph(session, inputs_of, tuple(outputs)))
+    return graphs
+
+
+def _inputs_of(model: Any, output: str) -> tuple[str, ...]:
+    """Return the inputs of an ONNX model that an output depends on."""
+    everything = frozenset(each.name for each in model.graph.input)
+    sources = {name: frozenset([name]) for name in everything}
+    for node in model.graph.node:
+        found = frozenset[str]().union(*(sources.get(name, frozenset()) for name in node.input))
+        if any(attribute.HasField("g") for attribute in node.attribute):
+            found = everything  # what a branch reads from outside is not among its inputs
+        sources |= dict.fromkeys(node.output, found)
+    return tuple(each.name for each in model.graph.input if each.name in sources[output])
 
 
 @torch.no_grad()
@@ -174,7 +235,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _digest(frozen: nn.Module, samples: Samples) -> str:
-    digest = hashlib.sha256(digest_of(frozen.state_dict()).encode())
+    digest = hashlib.sha256(FORMAT + digest_of(frozen.state_dict()).encode())
     digest.update(repr(samples.images.shape).encode())
     for image in samples.images:
         digest.update(image.tobytes())

@@ -34,7 +34,8 @@ class TrainingPlan(Protocol):
     """What a run may be told: the options of every training, and the family's own."""
     frozen: str | None
     """Name of the network's submodule that is not trained, if any. Its outputs, a dictionary of
-    tensors (batch, …), are computed once an item, and are inputs of ``trained`` by name."""
+    tensors (batch, …), are computed once for what they depend on, an image or a title, and are
+    inputs of ``trained`` by name."""
     trained: str
     """Name of the submodule that is trained; empty for the whole network."""
 

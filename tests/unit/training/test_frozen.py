@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,12 +21,14 @@ from vlserve.exporter.export import export_archive
 from vlserve.exporter.recipe import Recipe, load_recipe
 from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.training import encoded_features
+from vlserve.training.dataset import read_dataset
 from vlserve.training.demo_data import DemoData
 from vlserve.training.evaluate import evaluate_archive, evaluate_checkpoint
 from vlserve.training.evaluators import evaluate
 from vlserve.training.fit import TrainReport, fit
 from vlserve.training.plan import DataFacts, TrainingPlan, digest_of, parts_of
 from vlserve.training.run import Progress
+from vlserve.training.samples import Samples
 
 EXPORT = Path(__file__).parents[3] / "export"
 OPTIONS: Mapping[str, Any] = {
@@ -76,7 +80,7 @@ def tiny_recipe(seed: int) -> Any:
 def each_graph_once() -> Iterator[None]:
     """The exported graph of an encoder with the same weights and images is kept: it takes seconds,
     and each run of it is held against the encoder anyhow."""
-    export, graphs = encoded_features._open_graph, dict[Any, Any]()
+    export, graphs = encoded_features._open_graphs, dict[Any, Any]()
 
     def graph_of(frozen: nn.Module, batch: Any, names: tuple[str, ...]) -> Any:
         images = {name: x.shape[2:] for name, x in batch.items()}
@@ -86,7 +90,7 @@ def each_graph_once() -> Iterator[None]:
         return graphs[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoded_features, "_open_graph", graph_of)
+        patch.setattr(encoded_features, "_open_graphs", graph_of)
         yield
 
 
@@ -193,6 +197,57 @@ def test_features_are_made_once_and_never_stale(
     assert "encode" in larger
     assert "encode" in stages_of(tiny_recipe(seed=2), demo, tmp_path / "4", features=cache)
     assert figures_of(tmp_path / "4") != figures_of(training.out)
+
+
+def test_what_items_share_is_encoded_once(
+    frozen_recipe: Recipe, demo: DemoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three questions about each of the photos, and the same question about each third."""
+    items = [json.loads(line) for line in demo.train.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.dumps(
+            item
+            | {
+                "id": f"{item['id']}-{number}",
+                "img": str(demo.train.parent / item["img"]),
+                "text": "the same" if number == 2 else f"{item['text']} {number}",
+            }
+        )
+        for item in items
+        for number in range(3)
+    ]
+    train = tmp_path / "train.jsonl"
+    train.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = {**OPTIONS, "max_length": 24}
+    options = frozen_recipe.training.options(**config)  # type: ignore[attr-defined]
+    data = read_dataset(frozen_recipe, train, demo.val, options, training={}, strict=True)
+    assert isinstance(data.train, Samples)
+    counts = Counter[str]()
+    run = encoded_features.Graph.run
+
+    def counted(graph: encoded_features.Graph, batch: Any) -> Any:
+        for name in graph.inputs:
+            counts[name] += len(batch[name])
+        return run(graph, batch)
+
+    network = parts_of(frozen_recipe.build(data.config), frozen_recipe.training)  # type: ignore[attr-defined]
+    assert network.frozen is not None
+    monkeypatch.setattr(encoded_features.Graph, "run", counted)
+    encoder = encoded_features.Encoder(network.frozen)
+    encoded = encoded_features.encode(encoder, data.train, tmp_path / "features")
+    images = {image.tobytes() for image in data.train.images}
+    texts = {ids.tobytes() for ids in data.train.text_ids}
+    first = min(encoded_features.ENCODE_BATCH, len(lines))  # held against the module itself
+    assert counts["image"] == len(images) + first <= len(items) + first
+    assert counts["text_ids"] == len(texts) + first < len(lines)
+    rows = np.arange(0, len(lines), 5)
+    plain = network.frozen(
+        **{name: x for name, x in data.train.inputs(rows).items() if name != "text_length"}
+    )
+    for name, x in encoded.inputs(rows).items():
+        if name in plain:
+            seen = plain[name].detach().numpy()
+            np.testing.assert_allclose(x.numpy()[:, : seen.shape[1]], seen, atol=1e-4)
 
 
 def test_a_broken_encoding_leaves_nothing_behind(
