@@ -177,12 +177,23 @@ class LinearHead(nn.Module):
         self, visual: Tensor, text_states: Tensor, text_ids: Tensor, text_mask: Tensor
     ) -> Tensor:
         """visual (batch, cells, features), text_states (batch, text, width), text_ids and
-        text_mask (batch, text) -> logits (batch, labels). Each mean counts by its direction."""
+        text_mask (batch, text) -> logits (batch, labels)."""
+        return self.logits(**self.constants(visual, text_states, text_ids, text_mask))
+
+    def constants(
+        self, visual: Tensor, text_states: Tensor, text_ids: Tensor, text_mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Return what `logits` takes, in which no weight is. Each mean counts by its direction."""
         words = text_mask
         for token in self.no_words:
             words = words * (text_ids != token).to(words.dtype)
         means = (mean_of_seen(text_states, words), visual.mean(dim=1))
         features = torch.cat([F.normalize(mean, dim=1) for mean in means], dim=1)
+        return {"features": features, "text_ids": text_ids, "words": words}
+
+    def logits(self, features: Tensor, text_ids: Tensor, words: Tensor) -> Tensor:
+        """features (batch, width + features), text_ids and words (batch, text) -> logits (batch,
+        labels)."""
         count = words.sum(dim=1, keepdim=True).to(features.dtype)  # (batch, 1)
         pieces = mean_of_seen(self.pieces(text_ids), words) * count.sqrt()
         logits: Tensor = self.classifier(features) + WORDS_SHARE * pieces

@@ -1,9 +1,10 @@
 """How taggers learn: by steps over the training items, or the optimum on them; their scores."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from vlserve.training.objectives.classify import binary_focal, focal
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import Parts
 from vlserve.training.run import epoch_seed
-from vlserve.training.samples import TrainingSamples, batches, run_by_name
+from vlserve.training.samples import TrainingSamples, batches, run_by_name, taken_by
 from vlserve.training.tagger_augmentation import Augmentation
 
 SCORE_BATCH = 32
@@ -31,6 +32,21 @@ CONVERGED = 2e-4
 """Where that is the optimum: float32 ends searches at up to 7e-5."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class Linear(Protocol):
+    """A network whose ``forward`` is ``logits(**constants(**inputs))``."""
+
+    def constants(self, *args: Tensor, **inputs: Tensor) -> Mapping[str, Tensor]:
+        """Return by name what of the inputs no weight changes, items first."""
+        ...
+
+    def logits(self, *args: Tensor, **constants: Tensor) -> Tensor:
+        """Return logits (items, labels)."""
+        ...
+
+
 TagBatch = tuple[dict[str, Tensor], Tensor]
 """Inputs by name, and targets (batch, labels)."""
 
@@ -188,10 +204,11 @@ def _answered(
 
 def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: float) -> Solution:
     """Find the weights with the lowest mean loss + ``penalty`` / items x half the squares of all
-    weights but biases, of a network that is linear in its weights. All items are in memory at once.
-    A search that ends before the optimum has not ``converged``. Raises TrainingError when the loss
-    is no longer a number."""
-    inputs, targets = next(iter(batches(samples, range(len(samples)), len(samples))))
+    weights but biases, of a network that is linear in its weights. All items are in memory at once,
+    as what its ``constants`` make of them where it is a `Linear`. A search that ends before the
+    optimum has not ``converged``. Raises TrainingError when the loss is no longer a number."""
+    network.train()
+    logits_of, targets = _logits_by_weights(network, samples)
     weights = [weight for weight in network.parameters() if weight.ndim > 1]
     optimizer = LBFGS(
         network.parameters(),
@@ -204,12 +221,11 @@ def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: 
     def total() -> Tensor:
         optimizer.zero_grad()
         squares = torch.stack([weight.square().sum() for weight in weights]).sum()
-        loss = loss_of(run_by_name(network, inputs), targets)
+        loss = loss_of(logits_of(), targets)
         loss = loss + penalty / len(samples) * squares / 2
         torch.autograd.backward(loss)
         return loss
 
-    network.train()
     optimizer.step(total)  # type: ignore[no-untyped-call]
     loss = float(total().detach())
     if not math.isfinite(loss):
@@ -219,6 +235,25 @@ def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: 
         )
     parts = [weight.grad.abs().max() for weight in network.parameters() if weight.grad is not None]
     return Solution(loss, float(torch.stack(parts).max()))
+
+
+def _logits_by_weights(
+    network: nn.Module, samples: TrainingSamples
+) -> tuple[Callable[[], Tensor], Tensor]:
+    """Return what gives the logits of all samples by the weights of the moment, and the targets."""
+    everything = range(len(samples))
+    if not isinstance(network, Linear):
+        inputs, targets = next(iter(batches(samples, everything, len(samples))))
+        return partial(run_by_name, network, inputs), targets
+    parts: list[Mapping[str, Tensor]] = []
+    targets_of: list[Tensor] = []
+    with torch.no_grad():
+        for inputs, targets in batches(samples, everything, SCORE_BATCH):
+            names = taken_by(network, inputs)
+            parts.append(network.constants(**{name: inputs[name] for name in names}))
+            targets_of.append(targets)
+    constants = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return partial(network.logits, **constants), torch.cat(targets_of)
 
 
 def steps_per_epoch(items: int, batch_size: int) -> int:

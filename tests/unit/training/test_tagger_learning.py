@@ -138,6 +138,39 @@ def test_a_linear_network_is_solved_like_a_logistic_regression() -> None:
     )
 
 
+class Averaged(nn.Linear):
+    """Has what it reads averaged, and counts of how many items."""
+
+    items = 0
+
+    def forward(self, visual: torch.Tensor) -> torch.Tensor:
+        return self.logits(**self.constants(visual))
+
+    def constants(self, visual: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.items += len(visual)
+        return {"means": visual.mean(dim=1)}
+
+    def logits(self, means: torch.Tensor) -> torch.Tensor:
+        return super().forward(means)
+
+
+def test_what_no_weight_changes_is_computed_once_for_all_steps() -> None:
+    random = np.random.default_rng(0)
+    cells = random.normal(size=(90, 5, 6)).astype(np.float32)
+    targets = np.eye(3, dtype=np.int64)[random.integers(3, size=90)]
+    loss_of = make_loss(multi_label=False, label_smoothing=0)
+    torch.manual_seed(0)
+    averaged = Averaged(6, 3)
+    plain = Linear(6, 3)
+    plain.load_state_dict(averaged.state_dict())
+    solution = solve(averaged, loss_of, EncodedSamples({"visual": cells}, targets), penalty=0.5)
+    assert averaged.items == 90
+    means = torch.from_numpy(cells).mean(dim=1).numpy()
+    expected = solve(plain, loss_of, EncodedSamples({"visual": means}, targets), penalty=0.5)
+    assert solution.converged and solution.loss == pytest.approx(expected.loss, abs=1e-6)
+    torch.testing.assert_close(averaged.weight, plain.weight, atol=1e-4, rtol=1e-3)
+
+
 def test_several_labels_are_solved_like_a_logistic_regression_each() -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(90, 6)).astype(np.float32)
