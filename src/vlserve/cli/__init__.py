@@ -31,7 +31,7 @@ from vlserve.cli import (
 from vlserve.cli.failures import explained
 from vlserve.cli.locale import go_on_in_utf8
 from vlserve.cli.output import leave_full_stdout, literal, print_line, speak_any_encoding, stderr
-from vlserve.cli.stopping import Stopped, end_on_signals
+from vlserve.cli.stopping import Stopped, ended_by_signals
 from vlserve.extras import extra_of, missing_extra
 from vlserve.runtime.errors import VlserveError
 
@@ -72,9 +72,9 @@ def main() -> None:
     """Run the `vlserve` script."""
     go_on_in_utf8()
     speak_any_encoding()
-    end_on_signals()
     try:
-        app()
+        with ended_by_signals():
+            app()
     except Stopped as stop:
         stderr.print(literal(f"vlserve: stopped by {stop.signal.name}"))
         raise

@@ -8,7 +8,7 @@ import typer
 
 from vlserve.cli.output import AsJson, literal, print_json, print_line, print_warning, stderr
 from vlserve.cli.parameters import Group, file_or_folder_argument
-from vlserve.cli.stopping import Stopped, end_on_interrupt
+from vlserve.cli.stopping import Stopped, ended_by_interrupt
 from vlserve.settings import load_settings
 
 if TYPE_CHECKING:
@@ -29,20 +29,20 @@ def serve(
     for doubt in settings.doubts():
         print_warning(doubt)
     _log_to_stderr()
-    end_on_interrupt()
-    try:
-        with serving.started(settings, archive, _show, _show_log) as server:
-            try:
-                server.load()
-                _print_served(server, as_json)
-                server.watch()
-            except Stopped as stop:
-                _show(f"stopped by {stop.signal.name}")
-                server.leave(_show)
-    except Stopped:
-        _show("stopped before it served")
-    else:
-        _show("every request was answered, and every process has ended")
+    with ended_by_interrupt():
+        try:
+            with serving.started(settings, archive, _show, _show_log) as server:
+                try:
+                    server.load()
+                    _print_served(server, as_json)
+                    server.watch()
+                except Stopped as stop:
+                    _show(f"stopped by {stop.signal.name}")
+                    server.leave(_show)
+        except Stopped:
+            _show("stopped before it served")
+        else:
+            _show("every request was answered, and every process has ended")
 
 
 def _print_served(server: "Serving", as_json: bool) -> None:

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code of a command that Ctrl-C ended, and that says how to go on."""
@@ -23,19 +26,34 @@ class Stopped(SystemExit):
         self.signal = signal.Signals(number)
 
 
-def end_on_signals() -> None:
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
     """Raise `Stopped` in the main thread at the first such signal; later ones are passed over, so
-    that nothing breaks the cleaning up. A signal that the caller ignores (nohup) stays ignored."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _stop)
+    that nothing breaks the cleaning up. A signal that the caller ignores (nohup) stays ignored.
+    Without a signal, all is afterwards as it was."""
+    with _stopped_by(SIGNALS, signal.SIG_DFL):
+        yield
 
 
-def end_on_interrupt() -> None:
-    """Raise `Stopped` at Ctrl-C as well, instead of KeyboardInterrupt, of which a second one would
-    break the cleaning up."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _stop)
+@contextmanager
+def ended_by_interrupt() -> Iterator[None]:
+    """Likewise at Ctrl-C, instead of KeyboardInterrupt, of which a second one would break the
+    cleaning up."""
+    with _stopped_by((signal.SIGINT,), signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def _stopped_by(numbers: Sequence[int], default: Any) -> Iterator[None]:
+    changed = [number for number in numbers if signal.getsignal(number) is default]
+    for number in changed:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in changed:
+            if signal.getsignal(number) is _stop:
+                signal.signal(number, default)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

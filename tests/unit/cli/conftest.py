@@ -1,6 +1,8 @@
 """The script `vlserve` in a project folder of its own."""
 
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,16 @@ from vlserve.cli import app, main
 
 PROGRAM = typer.main.get_command(app)
 """Built once: that takes longer than most commands that are refused."""
+
+
+@pytest.fixture(autouse=True)
+def handlers_as_before() -> Iterator[None]:
+    """A command that ends leaves this process to stop as it did: else Ctrl-C would no longer end
+    the tests."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from support.command_line import Run
 from support.echo_archive import pack_echo_dual, write_images, write_lines
 from vlserve.exporter.echo import LABELS, pack_echo
 
@@ -53,6 +54,16 @@ COMMANDS: dict[str, Callable[[Path], Words]] = {
     "export": exporting,
     "evaluate": evaluating,
 }
+
+
+def test_a_command_that_ends_leaves_the_handlers_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("serve", "file").line
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -117,8 +128,9 @@ def test_a_temporary_folder_is_made_and_removed_whole() -> None:
     """The signal comes in the middle of both, and ends the command right after."""
     code = (
         "import os, shutil, signal, sys, tempfile, time\n"
-        "from vlserve.cli.stopping import Stopped, end_on_signals\n"
-        "end_on_signals()\n"
+        "from vlserve.cli.stopping import Stopped, ended_by_signals\n"
+        "signals = ended_by_signals()\n"
+        "signals.__enter__()\n"
         "whole, where = getattr(os, sys.argv[1]), []\n"
         "def interrupted(path, *rest, **more):\n"
         "    done = whole(path, *rest, **more)\n"
@@ -154,13 +166,14 @@ def test_minutes_in_compiled_code_do_not_hold_a_signal_back(tmp_path: Path) -> N
         "import hashlib, sys, threading\n"
         "import faiss, numpy as np\n"
         "from pathlib import Path\n"
-        "from vlserve.cli.stopping import end_on_signals\n"
+        "from vlserve.cli.stopping import ended_by_signals\n"
         "from vlserve.retrieval import index_files\n"
         "def add(graph, vectors):\n"
         "    threading.Timer(0.2, print, ('within it',), {'flush': True}).start()\n"
         "    hashlib.pbkdf2_hmac('sha1', b'', b'', 2**31 - 1)\n"
         "faiss.IndexHNSWFlat.add = add\n"
-        "end_on_signals()\n"
+        "signals = ended_by_signals()\n"
+        "signals.__enter__()\n"
         "index_files._write_graph(np.zeros((8, 4), 'float32'), Path(sys.argv[1]))\n"
     )
     file = tmp_path / "neighbours.faiss"
@@ -180,9 +193,10 @@ def test_what_the_caller_ignores_stays_ignored() -> None:
     """As nohup does; and a second signal does not break the cleaning up."""
     code = (
         "import os, signal\n"
-        "from vlserve.cli.stopping import Stopped, end_on_signals\n"
+        "from vlserve.cli.stopping import Stopped, ended_by_signals\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "end_on_signals()\n"
+        "signals = ended_by_signals()\n"
+        "signals.__enter__()\n"
         "os.kill(os.getpid(), signal.SIGHUP)\n"
         "try:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
