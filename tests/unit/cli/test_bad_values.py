@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.command_line import Run
+from support.command_line import Ended, Run
 from vlserve.cli import app
 from vlserve.cli.commands import all_commands
 
@@ -30,6 +30,14 @@ def _words(name: str, bad: Any, value: str) -> list[str]:
             continue
         words += [word] if parameter.param_type_name == "argument" else [parameter.opts[0], word]
     return words
+
+
+def _says_why(result: Ended, bad: Any) -> bool:
+    """Return whether a command says what it does not take: in its one line, or as a wrong usage of
+    that parameter, or of an option that it goes with."""
+    if result.code == 1:
+        return bool(result.line)
+    return any(name in result.refusal for name in (f"'{bad.name}'", "--", "No such option: -1"))
 
 
 USEFUL = {"demo-data": ("--items", "20")}
@@ -79,7 +87,7 @@ def test_what_is_neither_file_nor_folder_is_refused_at_once(
     SPECIAL[kind](tmp_path / "bad")
     result = run(*_words(name, parameter, "bad"))
     assert result.code == 2
-    assert f"'bad' is {kind}" in result.err.replace("\n", " ")
+    assert f"'bad' is {kind}" in result.refusal
 
 
 OTHER_PATHS: dict[str, Callable[[Path], object]] = {
@@ -111,8 +119,8 @@ def test_a_path_that_cannot_be_used_is_no_traceback(
     (tmp_path / "file").touch()
     OTHER_PATHS[kind](tmp_path / "bad")
     result = run(*_words(name, parameter, NAMES.get(kind, "bad")))
-    if result.code == 1:
-        assert result.line
+    if result.code:
+        assert _says_why(result, parameter)
 
 
 FILES = [path for path in PATHS if path.values[1].type_descriptor.parameter_info.file_okay]
@@ -135,9 +143,7 @@ def test_a_file_that_cannot_be_used_is_one_line(
     (tmp_path / "file").write_bytes(CONTENTS[kind])
     (tmp_path / "bad").write_bytes(CONTENTS[kind])
     result = run(*_words(name, parameter, "bad"))
-    assert result.code in (1, 2)
-    if result.code == 1:
-        assert result.line
+    assert _says_why(result, parameter)
 
 
 # Options
@@ -159,5 +165,5 @@ def test_a_value_that_cannot_be_used_is_no_traceback(
 ) -> None:
     (tmp_path / "file").touch()
     result = run(*_words(name, parameter, value))
-    if result.code == 1:
-        assert result.line
+    if result.code:
+        assert _says_why(result, parameter)
