@@ -210,6 +210,21 @@ def test_a_version_that_was_ready_does_not(ledger: Ledger, manifest: Manifest) -
         ledger.add(manifest, ledger.store / "tagger-1.mar", "f" * 64)
 
 
+def test_probes_of_a_deleted_version_are_not_kept_in_memory(
+    ledger: Ledger, manifest: Manifest
+) -> None:
+    """Its archive may be registered again, and is loaded then by its probes."""
+    add(ledger, manifest, 1, State.LOADING, State.READY, State.DRAINING, State.RETIRED)
+    whole = ledger.version("tagger", 1).manifest
+    assert whole.probes
+    ledger.move("tagger", 1, State.DELETED, "deleted")
+    deleted = ledger.version("tagger", 1).manifest
+    assert deleted == whole.model_copy(update={"probes": ()})
+    assert [each.probes for _, each in ledger._manifests.values()] == [()]
+    ledger.move("tagger", 1, State.LOADING, "loading")
+    assert ledger.version("tagger", 1).manifest == whole
+
+
 def test_what_is_not_there_is_said_with_what_is(ledger: Ledger, manifest: Manifest) -> None:
     add(ledger, manifest, 1)
     with pytest.raises(ModelNotFound, match=r"no model tager.*there is tagger"):

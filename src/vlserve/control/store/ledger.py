@@ -58,7 +58,9 @@ class Ledger:
         self._query, self._execute = self.database.query, self.database.execute
         self._last_models: list[ModelRecord] | None = None
         self._last_versions: list[VersionRecord] | None = None
-        self._manifests: dict[str, Manifest] = {}  # by the archive's sha256; probes make them long
+        self._manifests: dict[str, tuple[bool, Manifest]] = {}
+        """By the archive's sha256, with whether it is whole: probes make it long, and those of what
+        is deleted are not asked."""
 
     def close(self) -> None:
         self.database.close()
@@ -393,8 +395,7 @@ class Ledger:
 
     def _version(self, row: sqlite3.Row) -> VersionRecord:
         with self._as_damage(f"{row['model']} {row['version']}"):
-            manifest = self._manifest(row["model"], row["version"], row["sha256"])
-            return read_version(row, self.store, manifest)
+            return read_version(row, self.store, self._manifest(row))
 
     @contextmanager
     def _as_damage(self, what: str) -> Iterator[None]:
@@ -405,13 +406,21 @@ class Ledger:
             why = f"what it says of {what} cannot be read: {error}"
             raise damaged(self.store / LEDGER, why) from error
 
-    def _manifest(self, model: str, version: int, sha256: str) -> Manifest:
-        if sha256 not in self._manifests:
+    def _manifest(self, version: sqlite3.Row) -> Manifest:
+        """Return a version's manifest; of one that is deleted, without its probes."""
+        whole = version["state"] != State.DELETED
+        is_whole, manifest = self._manifests.get(version["sha256"], (None, None))
+        if manifest is None or is_whole != whole:
             (row,) = self._query(
-                "SELECT manifest FROM versions WHERE model = ? AND version = ?", model, version
+                "SELECT manifest FROM versions WHERE model = ? AND version = ?",
+                version["model"],
+                version["version"],
             )
-            self._manifests[sha256] = Manifest.model_validate_json(row["manifest"])
-        return self._manifests[sha256]
+            manifest = Manifest.model_validate_json(row["manifest"])
+            if not whole:
+                manifest = manifest.model_copy(update={"probes": ()})
+            self._manifests[version["sha256"]] = whole, manifest
+        return manifest
 
 
 def now() -> str:
