@@ -242,6 +242,20 @@ def test_the_first_live_figures_are_as_new_as_the_page(
         assert f'data-state=\\"{version} ' in first
 
 
+def test_the_page_of_no_rollout_is_told_of_the_first(
+    control_api: RunningControl, two_versions: None, browser: httpx.Client
+) -> None:
+    """What is told has another state then, by which the page is loaded again."""
+    states: list[str] = []
+    with browser.stream("GET", "/console/live/models/tagger/rollout") as events:
+        for text in events.iter_text():
+            states += re.findall(r'data-state=\\"([^"\\]*)\\"', text)
+            if len(states) > 1:
+                break
+            control_api.client.start_rollout("tagger", 2, {"hold_s": 600})
+    assert states == ["", "1 running"]
+
+
 def test_more_viewers_than_are_served_get_a_page_that_says_so(
     browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
