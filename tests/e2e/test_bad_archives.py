@@ -19,9 +19,10 @@ import pytest
 from support.archive_members import Members
 from support.background_load import QUESTION
 from support.bad_archives import CONTRADICTING, FAILING, TAMPERED, UNREADABLE
+from support.costly_zips import COSTLY
 from support.engine_workers import worker_pids
 from support.engines import on_triton
-from support.forged_zips import COSTLY, FORGED
+from support.forged_zips import FORGED
 from support.member_edits import BadArchive, zipped
 from support.raw_http import send
 from support.running_stack import wait_until

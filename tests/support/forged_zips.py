@@ -1,10 +1,9 @@
-"""Archives whose zip two programs read differently, or that cost far more than they are large.
+"""Archives whose zip two programs read differently.
 
 TorchServe reads a zip from its front, by the headers in front of the members; Python by the
 directory at its end. Each archive here is a good one but for one thing that only one of them sees.
 """
 
-import hashlib
 import io
 import json
 import stat
@@ -14,7 +13,7 @@ import zlib
 from collections.abc import Callable, Mapping
 
 from support.archive_members import Members
-from support.member_edits import ENGINE_MANIFEST, GRAPH, MANIFEST, TASK, BadArchive, listed
+from support.member_edits import ENGINE_MANIFEST, GRAPH, TASK, BadArchive, listed
 
 HIDDEN = "sitecustomize.py"
 HIDDEN_CODE = b"import os\n"
@@ -185,7 +184,7 @@ def _with_extra(field: bytes) -> Callable[[Members], bytes]:
     return make
 
 
-def _also_named(*names: str) -> Callable[[Members], bytes]:
+def also_named(*names: str) -> Callable[[Members], bytes]:
     return lambda members: listed(members | dict.fromkeys(names, b"x"))
 
 
@@ -207,7 +206,7 @@ def _cut_name(members: Members) -> bytes:
     return bytes(raw)
 
 
-def _engine_manifest(raw: bytes) -> Callable[[Members], bytes]:
+def engine_manifest(raw: bytes) -> Callable[[Members], bytes]:
     return lambda members: listed(members | {ENGINE_MANIFEST: raw})
 
 
@@ -299,15 +298,15 @@ FORGED = [
     ),
     BadArchive("a-name-of-no-coding", TAMPER, "has two names", _old_name),
     BadArchive("a-name-with-a-nul", TAMPER, "has two names", _cut_name),
-    BadArchive("case", TAMPER, "one file on some", _also_named("assets/A.txt", "assets/a.txt")),
-    BadArchive("accents", TAMPER, "one file on some", _also_named("assets/\xe9", "assets/e\u0301")),
-    BadArchive("a-dot", TAMPER, "plain path", _also_named("./handlers/tag.py")),
-    BadArchive("two-slashes", TAMPER, "plain path", _also_named("handlers//tag.py")),
-    BadArchive("a-folder", TAMPER, "is a folder", _also_named("assets/more/")),
+    BadArchive("case", TAMPER, "one file on some", also_named("assets/A.txt", "assets/a.txt")),
+    BadArchive("accents", TAMPER, "one file on some", also_named("assets/\xe9", "assets/e\u0301")),
+    BadArchive("a-dot", TAMPER, "plain path", also_named("./handlers/tag.py")),
+    BadArchive("two-slashes", TAMPER, "plain path", also_named("handlers//tag.py")),
+    BadArchive("a-folder", TAMPER, "is a folder", also_named("assets/more/")),
     BadArchive(
-        "a-file-as-folder", TAMPER, "and the folder of", _also_named("assets/b", "assets/B/c")
+        "a-file-as-folder", TAMPER, "and the folder of", also_named("assets/b", "assets/B/c")
     ),
-    BadArchive("a-pickle-in-capitals", TAMPER, "can run code", _also_named("assets/v.PKL")),
+    BadArchive("a-pickle-in-capitals", TAMPER, "can run code", also_named("assets/v.PKL")),
     BadArchive(
         "torchserve-told-more", "manifest_invalid", "requirementsFile", _more_for_torchserve
     ),
@@ -342,75 +341,14 @@ FORGED = [
         "torchserves-manifest-deep",
         "manifest_invalid",
         "MAR-INF.*cannot be read",
-        _engine_manifest(b'{"model": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"),
+        engine_manifest(b'{"model": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"),
     ),
 ]
 
 
-def _deflated(members: Mapping[str, bytes]) -> bytes:
+def deflated(members: Mapping[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return file.getvalue()
-
-
-def zeros(size_bytes: int) -> Callable[[Members], bytes]:
-    """An archive whose graph is that many zeros, deflated to a thousandth."""
-
-    def make(members: Members) -> bytes:
-        digest, file = hashlib.sha256(), io.BytesIO()
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            with archive.open(GRAPH, "w", force_zip64=True) as target:
-                for _ in range(0, size_bytes, 2**20):
-                    target.write(bytes(2**20))
-                    digest.update(bytes(2**20))
-            manifest = json.loads(members[MANIFEST])
-            manifest["files"][GRAPH] = digest.hexdigest()
-            for name, content in members.items():
-                if name not in (MANIFEST, GRAPH):
-                    archive.writestr(name, content)
-            archive.writestr(MANIFEST, json.dumps(manifest))
-        return file.getvalue()
-
-    return make
-
-
-def _manifest_saying(**changes: object) -> Callable[[Members], bytes]:
-    return lambda members: _deflated(
-        members | {MANIFEST: json.dumps(json.loads(members[MANIFEST]) | changes).encode()}
-    )
-
-
-def _many_members(members: Members) -> bytes:
-    return stored(members | {f"assets/{number}": b"" for number in range(10_001)})
-
-
-LARGE = "archive_too_large"
-
-COSTLY = [
-    BadArchive("zeros", LARGE, "more than 20 times as many", zeros(2**27)),
-    BadArchive("members", LARGE, "members, more than 10000", _many_members),
-    BadArchive("a-long-name", LARGE, "longer than 255 bytes", _also_named("assets/" + "a" * 300)),
-    BadArchive(
-        "torchserves-manifest-large",
-        LARGE,
-        "MAR-INF/MANIFEST.json has",
-        _engine_manifest(b" " * 100_000),
-    ),
-    BadArchive(
-        "values", LARGE, "values, more than", _manifest_saying(options={"a": [0] * 600_000})
-    ),
-    BadArchive(
-        "labels", LARGE, "labels, more than", _manifest_saying(labels=[*map(str, range(100_001))])
-    ),
-    BadArchive(
-        "a-long-label", LARGE, "characters in a label", _manifest_saying(labels=["a" * 2000])
-    ),
-    BadArchive(
-        "probes",
-        LARGE,
-        "101 probes, more than",
-        _manifest_saying(probes=[{"fields": {}, "answer": {}}] * 101),
-    ),
-]

@@ -13,7 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from support.archive_members import Members
-from support.forged_zips import COSTLY, FORGED, zeros
+from support.costly_zips import COSTLY, zeros
+from support.forged_zips import FORGED
 from support.member_edits import GRAPH, BadArchive, listed
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime import zip_layout
