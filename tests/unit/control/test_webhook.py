@@ -1,17 +1,14 @@
 """The webhook is told of releases: signed, in order, for an hour, and nothing waits for it."""
 
 import base64
-import json
 import logging
-import socket
 import ssl
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -19,6 +16,7 @@ from pydantic import ValidationError
 from support.certificates import make_certificate
 from support.control_fakes import FakeEngine, FakeGateway
 from support.rollout_traffic import Behaviour, Requests, drive, register, start
+from support.webhook_receiver import Receiver, drip, endless, hang, reset, status
 from vlserve.control import webhook as webhook_module
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.store.release_events import ReleaseEvents
@@ -36,74 +34,6 @@ from vlserve.settings import Settings
 from vlserve.settings_sections import WebhookSettings
 
 KEY = b"k" * 24
-
-
-class Receiver(ThreadingHTTPServer):
-    """Keeps what it got; ``answer`` does what it answers."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self) -> None:
-        self.got: list[tuple[dict[str, str], dict[str, Any], bytes]] = []
-        self.answer: Callable[[BaseHTTPRequestHandler], None] = _status(204)
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/hooks/a-secret-path"
-
-    @property
-    def kinds(self) -> list[str]:
-        return [body["type"] for _, body, _ in self.got]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Some answers are cut off on purpose."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers["Content-Length"]))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.got.append((headers, json.loads(raw), raw))
-        self.server.answer(self)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-def _status(code: int, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(code)
-        for name, value in headers.items():
-            handler.send_header(name, value)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    return answer
-
-
-def _reset(handler: BaseHTTPRequestHandler) -> None:
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-    handler.connection.close()
-
-
-def _hang(handler: BaseHTTPRequestHandler) -> None:
-    time.sleep(30)
-
-
-def _drip(handler: BaseHTTPRequestHandler) -> None:
-    for _ in range(300):
-        handler.wfile.write(b"H")
-        time.sleep(0.1)
-
-
-def _endless(handler: BaseHTTPRequestHandler) -> None:
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-    for _ in range(100_000):
-        handler.wfile.write(b"x" * 65536)
 
 
 @pytest.fixture
@@ -203,12 +133,12 @@ def test_a_rollback_is_told_with_its_reason(
 
 
 FAULTS: dict[str, tuple[Callable[[BaseHTTPRequestHandler], None], str]] = {
-    "500": (_status(500), "answered 500"),
-    "404": (_status(404), "answered 404"),
-    "redirect": (_status(302, Location="file:///etc/passwd"), "answered 302"),
-    "reset": (_reset, ""),
-    "hang": (_hang, "no answer within"),
-    "drip": (_drip, "no answer within"),
+    "500": (status(500), "answered 500"),
+    "404": (status(404), "answered 404"),
+    "redirect": (status(302, Location="file:///etc/passwd"), "answered 302"),
+    "reset": (reset, ""),
+    "hang": (hang, "no answer within"),
+    "drip": (drip, "no answer within"),
 }
 
 
@@ -231,7 +161,7 @@ def test_a_receiver_that_fails_is_tried_again(
     assert "a-secret-path" not in trouble.message
     assert len({headers["webhook-id"] for headers, _, _ in receiver.got}) == 1
     monkeypatch.setattr(webhook_module, "ATTEMPT_S", 30.0)
-    receiver.answer = _status(200)
+    receiver.answer = status(200)
     assert webhook.step() == 0.0
     assert list(webhook.troubles()) == []
 
@@ -275,7 +205,7 @@ def test_a_receiver_may_have_a_certificate_of_its_own(
 def test_an_endless_answer_is_not_read(
     tagger: Control, webhook: Webhook, receiver: Receiver
 ) -> None:
-    receiver.answer = _endless
+    receiver.answer = endless
     release(tagger, 2)
     assert webhook.step() == 0.0
 
@@ -283,24 +213,24 @@ def test_an_endless_answer_is_not_read(
 def test_events_wait_in_their_order_and_each_for_an_hour(
     tagger: Control, webhook: Webhook, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.answer = _status(503)
+    receiver.answer = status(503)
     release(tagger, 2)
     assert webhook.step() == 1.0
     clock.ahead_s = RETRY_FOR_S - 60
     assert webhook.step() > 0
     release(tagger, 1, 2)
-    receiver.answer = _status(200)
+    receiver.answer = status(200)
     while webhook.step() == 0.0:
         continue
     assert [body["data"]["version"] for _, body, _ in receiver.got] == [2, 2, 2, 1, 2]
     receiver.got.clear()
-    receiver.answer = _status(503)
+    receiver.answer = status(503)
     release(tagger, 1, 2)
     clock.ahead_s = 2 * RETRY_FOR_S
     assert [webhook.step(), webhook.step()] == [0.0, 0.0]
     (trouble,) = webhook.troubles()
     assert "was never told of 2 release event(s)" in trouble.message
-    receiver.answer = _status(200)
+    receiver.answer = status(200)
     release(tagger, 1)
     webhook.step()
     assert list(webhook.troubles()) == []
@@ -343,7 +273,7 @@ def test_the_service_tells_and_no_release_waits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    receiver.answer = _hang
+    receiver.answer = hang
     settings = settings.model_copy(update={"webhook": WebhookSettings(url=receiver.url)})
     control = assemble(settings, engine, gateway)
     secret = settings.webhook_secret_file.read_text(encoding="ascii").strip()
