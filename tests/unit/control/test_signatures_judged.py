@@ -1,8 +1,7 @@
 """Which archives are registered and loaded by their signature, and which serve on without."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import pytest
 
 from support.control_fakes import FakeEngine, FakeGateway
 from support.rollout_traffic import kinds, look, start
+from support.signed_store import Archive, SignedStore, revoke
 from support.signers import KeyPair, key_pair
-from vlserve.control.assembly import assemble
-from vlserve.control.domain import Registration, RolloutStatus, Signer, State
+from vlserve.control.domain import RolloutStatus, Signer, State
 from vlserve.errors import (
     NotReady,
     SignatureMismatch,
@@ -24,7 +23,6 @@ from vlserve.errors import (
 )
 from vlserve.settings import Settings
 from vlserve.settings_sections import TrustSettings
-from vlserve.signing.archives import sign_archive
 from vlserve.signing.beside import (
     SignatureFiles,
     provenance_file,
@@ -32,7 +30,6 @@ from vlserve.signing.beside import (
     signature_file,
 )
 
-Archive = Callable[..., Path]
 KEY = ("tagger", 1)
 
 
@@ -46,70 +43,17 @@ def theirs(tmp_path: Path) -> KeyPair:
     return key_pair(tmp_path, "stranger")
 
 
-class Store:
-    """A control service over fakes, with archives to register."""
-
-    def __init__(
-        self, settings: Settings, engine: FakeEngine, gateway: FakeGateway, pack: Archive
-    ) -> None:
-        self.settings = settings
-        self.engine = engine
-        self.gateway = gateway
-        self._pack = pack
-        self.control = assemble(settings, engine, gateway)
-
-    def restart(self, mode: str = "enforce") -> None:
-        """Start control service and engine anew."""
-        self.control.stop()
-        trust = TrustSettings(mode=mode, keys=self.settings.trust.keys)  # type: ignore[arg-type]
-        settings = self.settings.model_copy(update={"trust": trust})
-        for name in self.engine.held:
-            self.engine.restart_bare(name)
-        self.control = assemble(settings, self.engine, self.gateway)
-
-    def tick(self) -> None:
-        for _ in range(3):
-            self.control.reconciler.tick()
-            while self.control.reconciler._submitted:
-                pass
-
-    def files(self, version: int, signer: KeyPair) -> SignatureFiles:
-        """Return what `vlserve sign` writes beside a copy of an archive."""
-        copy = self.control.service.incoming / f"signed-{version}.mar"
-        shutil.copy(self._pack("tagger", version), copy)
-        sign_archive(copy, signer.key)
-        files = read_beside(copy)
-        assert files is not None
-        return files
-
-    def register(self, version: int, files: SignatureFiles | None) -> Registration:
-        file = self.control.service.incoming / f"tagger-{version}.mar"
-        shutil.copy(self._pack("tagger", version), file)
-        return self.control.service.register(file, file.name, files=files)
-
-    def archive(self, version: int) -> Path:
-        return self.control.ledger.version("tagger", version).archive
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return self.control.service.health().warnings
-
-
 @pytest.fixture
 def store(
     settings: Settings, engine: FakeEngine, gateway: FakeGateway, pack: Archive, ours: KeyPair
-) -> Iterator[Store]:
+) -> Iterator[SignedStore]:
     trust = TrustSettings(mode="enforce", keys=(ours.public,))
-    store = Store(settings.model_copy(update={"trust": trust}), engine, gateway, pack)
+    store = SignedStore(settings.model_copy(update={"trust": trust}), engine, gateway, pack)
     yield store
     store.control.stop()
 
 
-def revoke(pair: KeyPair) -> None:
-    pair.public.write_text("", encoding="utf-8")
-
-
-def test_a_trusted_signature_is_kept_and_named(store: Store, ours: KeyPair) -> None:
+def test_a_trusted_signature_is_kept_and_named(store: SignedStore, ours: KeyPair) -> None:
     files = store.files(1, ours)
     registration = store.register(1, files)
     signer = Signer("release", ours.known.hint, ours.known.pem)
@@ -123,7 +67,7 @@ def test_a_trusted_signature_is_kept_and_named(store: Store, ours: KeyPair) -> N
 
 
 def test_what_no_trusted_key_signed_is_refused_with_its_code(
-    store: Store, ours: KeyPair, theirs: KeyPair
+    store: SignedStore, ours: KeyPair, theirs: KeyPair
 ) -> None:
     good, other = store.files(1, ours), store.files(2, ours)
     stranger = store.files(1, theirs)
@@ -145,13 +89,13 @@ def test_what_no_trusted_key_signed_is_refused_with_its_code(
     assert not list(store.settings.model_store.glob("tagger/*/*"))
 
 
-def test_a_signature_alone_is_enough(store: Store, ours: KeyPair) -> None:
+def test_a_signature_alone_is_enough(store: SignedStore, ours: KeyPair) -> None:
     """model-signing writes no provenance."""
     assert store.register(1, SignatureFiles(store.files(1, ours).signature)).signer is not None
     assert not provenance_file(store.archive(1)).exists()
 
 
-def test_a_revoked_key_registers_and_releases_nothing(store: Store, ours: KeyPair) -> None:
+def test_a_revoked_key_registers_and_releases_nothing(store: SignedStore, ours: KeyPair) -> None:
     store.register(1, store.files(1, ours))
     files = store.files(2, ours)
     revoke(ours)
@@ -164,7 +108,7 @@ def test_a_revoked_key_registers_and_releases_nothing(store: Store, ours: KeyPai
     assert [each for each in store.warnings if each.startswith("trust.keys:")]
 
 
-def test_a_revoked_key_takes_nothing_down_that_serves(store: Store, ours: KeyPair) -> None:
+def test_a_revoked_key_takes_nothing_down_that_serves(store: SignedStore, ours: KeyPair) -> None:
     """Nor the version to go back to: both are loaded again after a restart; the third is not."""
     for version in (1, 2, 3):
         store.register(version, store.files(version, ours))
@@ -181,7 +125,7 @@ def test_a_revoked_key_takes_nothing_down_that_serves(store: Store, ours: KeyPai
     assert store.control.service.rollback("tagger").version == 1
 
 
-def test_the_way_back_is_not_asked_for_a_key(store: Store, ours: KeyPair) -> None:
+def test_the_way_back_is_not_asked_for_a_key(store: SignedStore, ours: KeyPair) -> None:
     for version in (1, 2):
         store.register(version, store.files(version, ours))
         store.control.service.release("tagger", version)
@@ -191,7 +135,7 @@ def test_the_way_back_is_not_asked_for_a_key(store: Store, ours: KeyPair) -> Non
     assert store.control.service.rollback("tagger").version == 1
 
 
-def test_a_shadow_ends_with_its_key(store: Store, ours: KeyPair) -> None:
+def test_a_shadow_ends_with_its_key(store: SignedStore, ours: KeyPair) -> None:
     for version in (1, 2):
         store.register(version, store.files(version, ours))
     store.control.service.release("tagger", 1)
@@ -211,7 +155,7 @@ def test_a_shadow_ends_with_its_key(store: Store, ours: KeyPair) -> None:
     assert "none of those that are trusted" in event.detail["reason"]
 
 
-def test_a_candidate_with_weight_goes_on_without_its_key(store: Store, ours: KeyPair) -> None:
+def test_a_candidate_with_weight_goes_on_without_its_key(store: SignedStore, ours: KeyPair) -> None:
     for version in (1, 2):
         store.register(version, store.files(version, ours))
     store.control.service.release("tagger", 1)
@@ -223,7 +167,9 @@ def test_a_candidate_with_weight_goes_on_without_its_key(store: Store, ours: Key
     assert store.gateway.route().weights == {2: 100}
 
 
-def test_a_shadow_goes_on_where_a_kept_signature_is_trusted(store: Store, ours: KeyPair) -> None:
+def test_a_shadow_goes_on_where_a_kept_signature_is_trusted(
+    store: SignedStore, ours: KeyPair
+) -> None:
     """The ledger does not know who signed what was loaded before `enforce`."""
     store.restart("off")
     store.register(1, None)
@@ -240,7 +186,9 @@ def test_a_shadow_goes_on_where_a_kept_signature_is_trusted(store: Store, ours: 
     assert last.decision is not None and "tagger 2 has no signature" in last.decision.reason
 
 
-def test_other_bytes_or_a_wrong_signature_are_never_loaded(store: Store, ours: KeyPair) -> None:
+def test_other_bytes_or_a_wrong_signature_are_never_loaded(
+    store: SignedStore, ours: KeyPair
+) -> None:
     """Also of what has weight, and whatever became of the key."""
     files = store.files(1, ours)
     store.register(1, files)
@@ -271,7 +219,7 @@ def test_other_bytes_or_a_wrong_signature_are_never_loaded(store: Store, ours: K
     assert set(store.engine.held["engine-0"]) == {KEY}
 
 
-def test_a_kept_signature_that_is_lost_is_told(store: Store, ours: KeyPair) -> None:
+def test_a_kept_signature_that_is_lost_is_told(store: SignedStore, ours: KeyPair) -> None:
     files = store.files(1, ours)
     store.register(1, files)
     kept = signature_file(store.archive(1))
@@ -286,7 +234,7 @@ def test_a_kept_signature_that_is_lost_is_told(store: Store, ours: KeyPair) -> N
 
 
 def test_a_strangers_signature_in_the_store_does_not_count(
-    store: Store, ours: KeyPair, theirs: KeyPair
+    store: SignedStore, ours: KeyPair, theirs: KeyPair
 ) -> None:
     store.register(1, store.files(1, ours))
     store.control.service.release(*KEY)
@@ -299,7 +247,7 @@ def test_a_strangers_signature_in_the_store_does_not_count(
     assert set(store.engine.held["engine-0"]) == {KEY}
 
 
-def test_enforce_takes_down_nothing_that_served_unsigned(store: Store) -> None:
+def test_enforce_takes_down_nothing_that_served_unsigned(store: SignedStore) -> None:
     store.restart("off")
     store.register(1, None)
     store.register(2, None)
@@ -314,7 +262,7 @@ def test_enforce_takes_down_nothing_that_served_unsigned(store: Store) -> None:
 
 
 def test_warn_loads_and_warns_and_still_refuses_what_is_signed_wrong(
-    store: Store, ours: KeyPair, theirs: KeyPair
+    store: SignedStore, ours: KeyPair, theirs: KeyPair
 ) -> None:
     store.restart("warn")
     assert store.register(1, None).state is State.READY
@@ -326,7 +274,7 @@ def test_warn_loads_and_warns_and_still_refuses_what_is_signed_wrong(
 
 
 def test_off_verifies_no_key_and_refuses_another_archives_signature(
-    store: Store, theirs: KeyPair
+    store: SignedStore, theirs: KeyPair
 ) -> None:
     store.restart("off")
     registration = store.register(1, store.files(1, theirs))
@@ -336,7 +284,7 @@ def test_off_verifies_no_key_and_refuses_another_archives_signature(
         store.register(2, store.files(1, theirs))
 
 
-def test_who_signed_is_noted_when_trust_is_switched_on(store: Store, ours: KeyPair) -> None:
+def test_who_signed_is_noted_when_trust_is_switched_on(store: SignedStore, ours: KeyPair) -> None:
     store.restart("off")
     store.register(1, store.files(1, ours))
     store.control.service.release(*KEY)
@@ -347,7 +295,7 @@ def test_who_signed_is_noted_when_trust_is_switched_on(store: Store, ours: KeyPa
     assert "signed" in kinds(store.control)
 
 
-def test_signed_anew_by_another_key(store: Store, ours: KeyPair, tmp_path: Path) -> None:
+def test_signed_anew_by_another_key(store: SignedStore, ours: KeyPair, tmp_path: Path) -> None:
     store.register(1, store.files(1, ours))
     newer = key_pair(tmp_path, "newer")
     ours.public.write_bytes(newer.public.read_bytes())
@@ -360,14 +308,14 @@ def test_signed_anew_by_another_key(store: Store, ours: KeyPair, tmp_path: Path)
     assert store.warnings == ()
 
 
-def test_the_same_archive_without_its_signature_keeps_it(store: Store, ours: KeyPair) -> None:
+def test_the_same_archive_without_its_signature_keeps_it(store: SignedStore, ours: KeyPair) -> None:
     files = store.files(1, ours)
     store.register(1, files)
     assert store.register(1, None).already_registered
     assert read_beside(store.archive(1)) == files
 
 
-def test_deleted_with_its_archive(store: Store, ours: KeyPair) -> None:
+def test_deleted_with_its_archive(store: SignedStore, ours: KeyPair) -> None:
     store.register(1, store.files(1, ours))
     folder = store.archive(1).parent
     store.control.service.unload(*KEY)
@@ -376,7 +324,7 @@ def test_deleted_with_its_archive(store: Store, ours: KeyPair) -> None:
 
 
 def test_engines_read_a_copy_that_nobody_can_replace(
-    store: Store, ours: KeyPair, monkeypatch: pytest.MonkeyPatch
+    store: SignedStore, ours: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.register(1, store.files(1, ours))
     store.control.service.unload(*KEY)
@@ -400,7 +348,7 @@ def test_engines_read_a_copy_that_nobody_can_replace(
 
 
 def test_a_full_disk_keeps_a_copy_from_being_made(
-    store: Store, ours: KeyPair, monkeypatch: pytest.MonkeyPatch
+    store: SignedStore, ours: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.register(1, store.files(1, ours))
     store.control.service.unload(*KEY)
