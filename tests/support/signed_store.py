@@ -7,7 +7,7 @@ from pathlib import Path
 from support.control_fakes import FakeEngine, FakeGateway
 from support.signers import KeyPair
 from vlserve.control.assembly import assemble
-from vlserve.control.domain import Registration
+from vlserve.control.outcomes import Registration
 from vlserve.settings import Settings
 from vlserve.settings_sections import TrustSettings
 from vlserve.signing.archives import sign_archive

@@ -11,12 +11,13 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from vlserve.control import caller
-from vlserve.control.domain import Rollout, TrafficChange
+from vlserve.control.domain import Rollout
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.gateway.last_routes import LastRoute, last_routes
 from vlserve.control.gateway.writer_lock import gateway_writer
 from vlserve.control.lifecycle.probes import serves_somewhere
 from vlserve.control.named_keys import OWNER
+from vlserve.control.outcomes import TrafficChange
 from vlserve.control.ports import Engine
 from vlserve.control.rollouts.report import RolloutReport, report
 from vlserve.control.rollouts.service import (

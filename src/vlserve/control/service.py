@@ -13,18 +13,15 @@ from pathlib import Path
 from vlserve.control.batch_jobs import BatchJobs
 from vlserve.control.captures import Captures
 from vlserve.control.domain import (
-    Deletion,
     EngineKind,
     Event,
     HealthCheck,
     Key,
     ModelRecord,
     ModelStatus,
-    Registration,
     Rollout,
     StackStatus,
     State,
-    TrafficChange,
     Trouble,
     VersionRecord,
     VersionStatus,
@@ -39,6 +36,7 @@ from vlserve.control.lifecycle.registration import Registrar
 from vlserve.control.lifecycle.trials import Trials
 from vlserve.control.lifecycle.trust import Trust
 from vlserve.control.lifecycle.url_registration import UrlRegistrar
+from vlserve.control.outcomes import Deletion, Registration, TrafficChange
 from vlserve.control.rollouts.answer_history import AnswerHistory
 from vlserve.control.rollouts.disagreements import Disagreements
 from vlserve.control.rollouts.drift_watch import DriftWatch

@@ -11,7 +11,7 @@ import pytest
 from support.control_fakes import FakeEngine, FakeGateway
 from support.rollout_traffic import Requests, register
 from vlserve.control.assembly import Control, assemble
-from vlserve.control.domain import Registration
+from vlserve.control.outcomes import Registration
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import Settings
 from vlserve.settings_sections import ControlSettings

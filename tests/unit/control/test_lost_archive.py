@@ -11,8 +11,9 @@ import pytest
 from support.control_fakes import FakeEngine, FakeGateway
 from support.rollout_traffic import kinds
 from vlserve.control.assembly import Control
-from vlserve.control.domain import Registration, State, Trouble
+from vlserve.control.domain import State, Trouble
 from vlserve.control.lifecycle.backoff import Backoff
+from vlserve.control.outcomes import Registration
 from vlserve.errors import ArchiveLost, EngineUnavailable, LoadFailed, NotReady
 
 Archive = Callable[..., Path]

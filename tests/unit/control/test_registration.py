@@ -10,7 +10,8 @@ import pytest
 from support.control_fakes import FakeEngine, FakeGateway
 from support.rollout_traffic import kinds, state
 from vlserve.control.assembly import Control
-from vlserve.control.domain import Registration, State
+from vlserve.control.domain import State
+from vlserve.control.outcomes import Registration
 from vlserve.errors import (
     ArchiveError,
     EngineUnavailable,

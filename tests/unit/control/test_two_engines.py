@@ -9,7 +9,8 @@ import pytest
 from support.control_fakes import FakeEngine, FakeGateway
 from support.version_records import UP, version
 from vlserve.control.assembly import Control, assemble
-from vlserve.control.domain import EngineKind, LoadedVersion, Registration, State
+from vlserve.control.domain import EngineKind, LoadedVersion, State
+from vlserve.control.outcomes import Registration
 from vlserve.control.placement import Placement
 from vlserve.control.reconcile.plan import EngineView, GatewayView, LedgerView, Remove, plan
 from vlserve.errors import EngineNotRun, EngineUnavailable, NotReady, OnAnotherEngine

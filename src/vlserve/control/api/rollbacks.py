@@ -5,7 +5,7 @@ from functools import partial
 from fastapi import Request
 
 from vlserve.control.api.threads import Threads
-from vlserve.control.domain import TrafficChange
+from vlserve.control.outcomes import TrafficChange
 from vlserve.control.service import ControlService
 
 

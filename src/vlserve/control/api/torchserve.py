@@ -19,8 +19,9 @@ from vlserve.control.api import torchserve_views as views
 from vlserve.control.api.access import TORCHSERVE
 from vlserve.control.api.threads import Threads
 from vlserve.control.api.torchserve_errors import Refused, TorchServeRoute
-from vlserve.control.domain import ModelStatus, Registration, VersionStatus
+from vlserve.control.domain import ModelStatus, VersionStatus
 from vlserve.control.lifecycle.url_registration import WantedServing
+from vlserve.control.outcomes import Registration
 from vlserve.control.service import ControlService
 from vlserve.control.wire.torchserve import (
     RegisterParameters,

@@ -10,7 +10,8 @@ from starlette.requests import ClientDisconnect
 
 from vlserve.control import caller
 from vlserve.control.api.threads import Threads
-from vlserve.control.domain import EngineKind, Registration
+from vlserve.control.domain import EngineKind
+from vlserve.control.outcomes import Registration
 from vlserve.control.service import ControlService
 from vlserve.control.tuning import Tuning
 from vlserve.errors import UploadCutOff

@@ -10,11 +10,12 @@ from pathlib import Path
 from uuid import uuid4
 
 from vlserve.control import caller
-from vlserve.control.domain import EngineKind, Registration, Signer, State, VersionRecord
+from vlserve.control.domain import EngineKind, Signer, State, VersionRecord
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.lifecycle.trust import Trust
 from vlserve.control.named_keys import OWNER
+from vlserve.control.outcomes import Registration
 from vlserve.control.placement import Placement
 from vlserve.control.store.disk_space import free_space, has_room
 from vlserve.control.store.ledger import Ledger

@@ -4,10 +4,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from vlserve.control.domain import Registration, State, VersionRecord
+from vlserve.control.domain import State, VersionRecord
 from vlserve.control.engine.adopted_settings import settings_with
 from vlserve.control.lifecycle.archive_urls import open_url, signature_at
 from vlserve.control.lifecycle.registration import Registrar
+from vlserve.control.outcomes import Registration
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.tuning import Tuning, of_engine
 from vlserve.errors import SignatureMissing, VersionConflict
