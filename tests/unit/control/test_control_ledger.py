@@ -220,7 +220,7 @@ def test_probes_of_a_deleted_version_are_not_kept_in_memory(
     ledger.move("tagger", 1, State.DELETED, "deleted")
     deleted = ledger.version("tagger", 1).manifest
     assert deleted == whole.model_copy(update={"probes": ()})
-    assert [each.probes for _, each in ledger._manifests.values()] == [()]
+    assert [each.probes for _, each in ledger._manifests._read.values()] == [()]
     ledger.move("tagger", 1, State.LOADING, "loading")
     assert ledger.version("tagger", 1).manifest == whole
 

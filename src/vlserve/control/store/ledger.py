@@ -23,7 +23,14 @@ from vlserve.control.domain import (
 )
 from vlserve.control.store.database import LEDGER, Database
 from vlserve.control.store.kept_archives import refuse_lost_ledger
-from vlserve.control.store.rows import VERSION_COLUMNS, read_model, read_version
+from vlserve.control.store.manifests import Manifests
+from vlserve.control.store.rows import (
+    INSERT_VERSION,
+    VERSION_COLUMNS,
+    read_model,
+    read_version,
+    version_values,
+)
 from vlserve.control.store.sqlite_errors import damaged
 from vlserve.control.transitions import TRANSITIONS, states_after
 from vlserve.control.tuning import Tuning
@@ -58,9 +65,7 @@ class Ledger:
         self._query, self._execute = self.database.query, self.database.execute
         self._last_models: list[ModelRecord] | None = None
         self._last_versions: list[VersionRecord] | None = None
-        self._manifests: dict[str, tuple[bool, Manifest]] = {}
-        """By the archive's sha256, with whether it is whole: probes make it long, and those of what
-        is deleted are not asked."""
+        self._manifests = Manifests(self._query)
 
     def close(self) -> None:
         self.database.close()
@@ -182,7 +187,9 @@ class Ledger:
                 manifest.version,
                 State.FAILED,
             )
-            self._insert(manifest, archive, sha256, State.REGISTERED, tuning, engine, signer)
+            path, state = archive.relative_to(self.store), State.REGISTERED
+            values = version_values(manifest, path, sha256, state, now(), engine, tuning, signer)
+            self._execute(INSERT_VERSION, *values)
             detail |= {"sha256": sha256, "engine": engine}
             self.record(manifest.model, manifest.version, "registered", **detail)
         return self.version(manifest.model, manifest.version)
@@ -193,41 +200,15 @@ class Ledger:
         """Enter a version that was ready under a ledger that is lost."""
         with self.transaction():
             self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", manifest.model)
-            self._insert(manifest, archive, sha256, state, None, engine)
+            path = archive.relative_to(self.store)
+            values = version_values(manifest, path, sha256, state, now(), engine)
+            self._execute(INSERT_VERSION, *values)
             self._execute(
                 "UPDATE versions SET was_ready = 1 WHERE model = ? AND version = ?",
                 manifest.model,
                 manifest.version,
             )
             self.record(manifest.model, manifest.version, "rebuilt", sha256=sha256)
-
-    def _insert(
-        self,
-        manifest: Manifest,
-        archive: Path,
-        sha256: str,
-        state: State,
-        tuning: Tuning | None,
-        engine: EngineKind,
-        signer: Signer | None = None,
-    ) -> None:
-        at = now()
-        self._execute(
-            "INSERT INTO versions (model, version, archive, sha256, manifest, state,"
-            " registered_at, changed_at, tuning, engine, signer)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            manifest.model,
-            manifest.version,
-            str(archive.relative_to(self.store)),
-            sha256,
-            manifest.model_dump_json(),
-            state,
-            at,
-            at,
-            tuning.model_dump_json() if tuning else None,
-            engine,
-            signer and json.dumps(vars(signer)),
-        )
 
     def assign(self, model: str, version: int, engine: EngineKind) -> VersionRecord:
         """Have a version run by ``engine`` from its next load on."""
@@ -395,7 +376,7 @@ class Ledger:
 
     def _version(self, row: sqlite3.Row) -> VersionRecord:
         with self._as_damage(f"{row['model']} {row['version']}"):
-            return read_version(row, self.store, self._manifest(row))
+            return read_version(row, self.store, self._manifests.of(row))
 
     @contextmanager
     def _as_damage(self, what: str) -> Iterator[None]:
@@ -405,22 +386,6 @@ class Ledger:
         except (ValueError, TypeError, AttributeError, TuningInvalid) as error:
             why = f"what it says of {what} cannot be read: {error}"
             raise damaged(self.store / LEDGER, why) from error
-
-    def _manifest(self, version: sqlite3.Row) -> Manifest:
-        """Return a version's manifest; of one that is deleted, without its probes."""
-        whole = version["state"] != State.DELETED
-        is_whole, manifest = self._manifests.get(version["sha256"], (None, None))
-        if manifest is None or is_whole != whole:
-            (row,) = self._query(
-                "SELECT manifest FROM versions WHERE model = ? AND version = ?",
-                version["model"],
-                version["version"],
-            )
-            manifest = Manifest.model_validate_json(row["manifest"])
-            if not whole:
-                manifest = manifest.model_copy(update={"probes": ()})
-            self._manifests[version["sha256"]] = whole, manifest
-        return manifest
 
 
 def now() -> str:

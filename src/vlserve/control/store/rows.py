@@ -1,4 +1,4 @@
-"""Rows of the ledger's tables as records."""
+"""Rows of the ledger's tables as records, and a new version's row."""
 
 import json
 import sqlite3
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from vlserve.control.domain import EngineKind, ModelRecord, Shadow, Signer, State, VersionRecord
-from vlserve.control.tuning import parse_tuning
+from vlserve.control.tuning import Tuning, parse_tuning
 from vlserve.runtime.manifest import Manifest
 
 VERSION_COLUMNS = (
@@ -15,6 +15,11 @@ VERSION_COLUMNS = (
     " engine, signer"
 )
 """All but the manifest, which is long."""
+INSERT_VERSION = (
+    "INSERT INTO versions (model, version, archive, sha256, manifest, state,"
+    " registered_at, changed_at, tuning, engine, signer)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 
 def read_model(row: sqlite3.Row, query: Callable[[str, object], list[sqlite3.Row]]) -> ModelRecord:
@@ -43,6 +48,36 @@ def read_model(row: sqlite3.Row, query: Callable[[str, object], list[sqlite3.Row
         step=step,
         shadow=shadow,
         intended=None if target is None else _weights(target),
+    )
+
+
+def version_values(
+    manifest: Manifest,
+    archive: Path,
+    sha256: str,
+    state: State,
+    at: str,
+    engine: EngineKind,
+    tuning: Tuning | None = None,
+    signer: Signer | None = None,
+) -> tuple[object, ...]:
+    """Return the values of `INSERT_VERSION` of a version that is registered at ``at``.
+
+    Args:
+        archive: its path below the model store.
+    """
+    return (
+        manifest.model,
+        manifest.version,
+        str(archive),
+        sha256,
+        manifest.model_dump_json(),
+        state,
+        at,
+        at,
+        tuning.model_dump_json() if tuning else None,
+        engine,
+        signer and json.dumps(vars(signer)),
     )
 
 
