@@ -32,11 +32,11 @@ MOST_REVOKED = 100
 """Names of revoked keys that are remembered; the oldest of more are forgotten."""
 MAX_KEY_CHARS = 128
 """Of what a caller offers as a key; more is none."""
-RESERVED_NAMES = frozenset({"owner", "judge", "user", "console"})
+RESERVED_NAMES = frozenset({"owner", "judge", "trust", "user", "console"})
 """Who else stands in the history as the one who acted."""
 NAME_RULE = (
     "lower-case letters, digits, . - and _, a letter first, 63 characters at most, and not "
-    "owner, judge, user or console"
+    "owner, judge, trust, user or console"
 )
 _PREFIX = "vlserve_"
 """By which scanners for secrets find a key that was written down."""

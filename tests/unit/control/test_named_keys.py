@@ -44,7 +44,9 @@ def test_a_key_is_kept_as_its_hash_in_a_file_of_the_owner_s(
     assert holder.sha256 not in file.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["", "owner", "judge", "Ci", "1st", "a b", "a/b", "é", "a" * 64])
+@pytest.mark.parametrize(
+    "name", ["", "owner", "judge", "trust", "Ci", "1st", "a b", "a/b", "é", "a" * 64]
+)
 def test_a_name_stands_in_the_history_and_is_nobody_else_s(keys: NamedKeys, name: str) -> None:
     with pytest.raises(NamedKeysError, match="no name of a key"):
         keys.add(name, [Role.READ])
