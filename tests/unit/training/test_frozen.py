@@ -41,6 +41,7 @@ OPTIONS: Mapping[str, Any] = {
     "epochs": 3,
     "learning_rate": 0.01,
 }
+OPEN_GRAPHS = encoded_features._open_graphs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,22 +77,48 @@ def tiny_recipe(seed: int) -> Any:
     return recipe
 
 
+@dataclasses.dataclass(frozen=True)
+class EagerSession:
+    """Answers as the graph of a frozen part, which takes seconds to make."""
+
+    frozen: nn.Module
+
+    def run(self, names: list[str], batch: Any) -> list[Any]:
+        outputs = encoded_features._run_eager(self.frozen, batch)
+        return [outputs[name] for name in names]
+
+
 @pytest.fixture(autouse=True, scope="module")
-def each_graph_once() -> Iterator[None]:
-    """The exported graph of an encoder with the same weights and images is kept: it takes seconds,
-    and each run of it is held against the encoder anyhow."""
-    export, graphs = encoded_features._open_graphs, dict[Any, Any]()
+def eager_graphs() -> Iterator[None]:
+    """Of all tests but those of ``exported_graphs``: each graph is held against the eager encoder
+    anyhow."""
+
+    def open_eagerly(frozen: nn.Module, batch: Any, names: tuple[str, ...]) -> Any:
+        return [encoded_features.Graph(EagerSession(frozen), tuple(batch), names)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoded_features, "_open_graphs", open_eagerly)
+        yield
+
+
+@pytest.fixture(scope="module")
+def open_once() -> Callable[..., Any]:
+    """Exports the graph of an encoder once for the same weights and images."""
+    graphs = dict[Any, Any]()
 
     def graph_of(frozen: nn.Module, batch: Any, names: tuple[str, ...]) -> Any:
         images = {name: x.shape[2:] for name, x in batch.items()}
         key = (digest_of(frozen.state_dict()), str(images), names)
         if key not in graphs:
-            graphs[key] = export(frozen, batch, names)
+            graphs[key] = OPEN_GRAPHS(frozen, batch, names)
         return graphs[key]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoded_features, "_open_graphs", graph_of)
-        yield
+    return graph_of
+
+
+@pytest.fixture
+def exported_graphs(monkeypatch: pytest.MonkeyPatch, open_once: Callable[..., Any]) -> None:
+    monkeypatch.setattr(encoded_features, "_open_graphs", open_once)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +134,21 @@ def training(
     torch.set_num_threads(1)  # figures are the same with as many threads
     out = tmp_path_factory.mktemp("frozen") / "out"
     return fit(frozen_recipe, demo.train, demo.val, out, options=OPTIONS, seed=5)
+
+
+@pytest.fixture(scope="module")
+def graph_training(
+    frozen_recipe: Recipe,
+    demo: DemoData,
+    tmp_path_factory: pytest.TempPathFactory,
+    open_once: Callable[..., Any],
+) -> TrainReport:
+    """As ``training``, by the encoder's graph."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("by-graph") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoded_features, "_open_graphs", open_once)
+        return fit(frozen_recipe, demo.train, demo.val, out, options=OPTIONS, seed=5)
 
 
 def test_the_frozen_part_keeps_its_weights_and_the_other_learns(
@@ -126,27 +168,33 @@ def test_the_frozen_part_keeps_its_weights_and_the_other_learns(
 
 
 def test_the_archive_answers_as_the_training_measured(
-    training: TrainReport, demo: DemoData, converter: Converter
+    graph_training: TrainReport, demo: DemoData, converter: Converter
 ) -> None:
-    checkpoint = training.out / "model.safetensors"
+    checkpoint = graph_training.out / "model.safetensors"
     archive = export_archive(
-        "modern", checkpoint, training.out, format="torchscript", converter=converter
+        "modern", checkpoint, graph_training.out, format="torchscript", converter=converter
     ).path
     archive_figures = evaluate_archive(archive, demo.val).metrics.to_json()
     checkpoint_figures = evaluate_checkpoint("modern", checkpoint, demo.val).metrics.to_json()
     for name in ("items", "accuracy", "macro_f1", "map"):
-        assert archive_figures[name] == checkpoint_figures[name] == training.metrics.to_json()[name]
+        assert (
+            archive_figures[name]
+            == checkpoint_figures[name]
+            == graph_training.metrics.to_json()[name]
+        )
     record = verify_archive(archive).training
     assert (
-        record == json.loads((training.out / "config.json").read_text(encoding="utf-8"))["training"]
+        record
+        == json.loads((graph_training.out / "config.json").read_text(encoding="utf-8"))["training"]
     )
     assert record is not None and record["train_sha256"] == file_sha256(demo.train)
     assert record["seed"] == 5 and record["options"]["epochs"] == OPTIONS["epochs"]
     assert set(record["code"]) == {"vlserve", "sources_sha256", "torch"}
     figures = [epoch["macro_f1"] for epoch in record["epochs"]]
-    assert len(figures) == training.epochs and max(figures) == training.metrics.macro_f1
+    assert len(figures) == graph_training.epochs and max(figures) == graph_training.metrics.macro_f1
 
 
+@pytest.mark.usefixtures("exported_graphs")
 def test_answers_are_measured_as_evaluate_does(
     frozen_recipe: Recipe, demo: DemoData, converter: Converter, tmp_path: Path
 ) -> None:
@@ -199,6 +247,8 @@ def test_features_are_made_once_and_never_stale(
     assert figures_of(tmp_path / "4") != figures_of(training.out)
 
 
+@pytest.mark.export
+@pytest.mark.usefixtures("exported_graphs")
 def test_what_items_share_is_encoded_once(
     frozen_recipe: Recipe, demo: DemoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
