@@ -73,7 +73,7 @@ def _observe_outcomes(state: JudgeState, outcomes: Sequence[Outcome]) -> JudgeSt
         step_stable=state.step_stable + stable_count,
         repeats=state.repeats + len(answered) - len(evidence),
     )
-    queue = [*state.open_block, *(replace(outcome, caller=None) for outcome in evidence)]
+    queue = [*state.open_block, *map(_without_caller, evidence)]
     while len(queue) >= BLOCK:
         state, queue = _settle_block(state, queue[:BLOCK]), queue[BLOCK:]
     return replace(state, open_block=tuple(queue))
@@ -96,6 +96,10 @@ def _first_looks(state: JudgeState, outcomes: Sequence[Outcome]) -> tuple[list[O
         if not outcome.caller or callers.is_first_request(outcome.caller, turn, turns)
     ]
     return draws, callers.text
+
+
+def _without_caller(outcome: Outcome) -> Outcome:
+    return outcome if outcome.caller is None else replace(outcome, caller=None)
 
 
 def _by_version(outcomes: Sequence[Outcome]) -> tuple[int, int]:
