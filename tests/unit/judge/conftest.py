@@ -3,17 +3,33 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from vlserve.control.judge import Outcome, Policy
+from vlserve.control.judge import Batch, JudgeState, Outcome, Policy, observe
+
+Traffic = Callable[..., list[Outcome]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def policy() -> Policy:
     return Policy.model_validate({"weights": [5, 50, 100], "hold_s": 60})
 
 
 @pytest.fixture
-def traffic() -> Callable[..., list[Outcome]]:
+def traffic() -> Traffic:
     """traffic(count, weight, …) -> outcomes as the gateway would log them."""
+    return seeded_traffic()
+
+
+@pytest.fixture(scope="session")
+def good_state(policy: Policy) -> JudgeState:
+    return observe(JudgeState.start(policy), Batch(seeded_traffic()(12_000, 5)))
+
+
+@pytest.fixture(scope="session")
+def bad_state(policy: Policy) -> JudgeState:
+    return observe(JudgeState.start(policy), Batch(seeded_traffic()(6_000, 5, fails=0.1)))
+
+
+def seeded_traffic() -> Traffic:
     rng = np.random.default_rng(7)
 
     def outcomes(

@@ -21,16 +21,6 @@ def pairs(count: int, agreements: int, distance: float = 0.05) -> list[ShadowPai
     return [ShadowPair(place < agreements, distance) for place in range(count)]
 
 
-@pytest.fixture
-def good_state(policy, traffic) -> JudgeState:
-    return observe(JudgeState.start(policy), Batch(traffic(12_000, 5)))
-
-
-@pytest.fixture
-def bad_state(policy, traffic) -> JudgeState:
-    return observe(JudgeState.start(policy), Batch(traffic(6_000, 5, fails=0.1)))
-
-
 def test_no_evidence_means_hold(policy):
     decision = decide(JudgeState.start(policy), WELL)
     assert decision.action is Action.HOLD
