@@ -1,12 +1,11 @@
 """Our signatures held against the package model-signing of OpenSSF, and its against ours."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
+from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from support.signers import KeyPair, key_pair
@@ -24,12 +23,13 @@ def archive(tmp_path: Path) -> Path:
     return pack_echo(tmp_path, "tagger", 1)
 
 
-def model_signing(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "model_signing", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
+def model_signing(*words: str | Path) -> Result:
+    from model_signing._cli import main
+
+    return CliRunner().invoke(main, list(map(str, words)))
 
 
-def verified(archive: Path, signature: Path, pair: KeyPair) -> subprocess.CompletedProcess[str]:
+def verified(archive: Path, signature: Path, pair: KeyPair) -> Result:
     words = ("--signature", signature, "--public_key", pair.public, archive)
     return model_signing("verify", "key", *words)
 
@@ -41,9 +41,9 @@ def test_model_signing_verifies_ours(
     pair = key_pair(tmp_path, "release", curve)
     sign_archive(archive, pair.key)
     result = verified(archive, signature_file(archive), pair)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.exit_code == 0, result.output
     archive.write_bytes(archive.read_bytes() + b"x")
-    assert verified(archive, signature_file(archive), pair).returncode != 0
+    assert verified(archive, signature_file(archive), pair).exit_code != 0
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1()])
@@ -52,7 +52,7 @@ def test_we_verify_model_signings(archive: Path, tmp_path: Path, curve: ec.Ellip
     signature = signature_file(archive)
     words = ("--signature", signature, "--private_key", pair.private, archive)
     result = model_signing("sign", "key", *words)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.exit_code == 0, result.output
     bundle = read_bundle(signature.read_bytes())
     check_signature_subject(bundle, file_sha256(archive))
     assert bundle.signer([pair.known]) == pair.known
