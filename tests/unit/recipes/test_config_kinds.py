@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from support.tiny_models import PROJECT, tiny_models
 from vlserve.errors import ExportError
 from vlserve.exporter.export import _served, read_trained
+from vlserve.exporter.recipe import load_recipe
 from vlserve.settings import Settings
 
 MODELS = {model.recipe: model for model in reversed(tiny_models().values())}
@@ -37,7 +39,10 @@ def changed(config: Mapping[str, Any], place: tuple[str, ...], value: Any) -> di
 
 
 @pytest.mark.parametrize("recipe", MODELS)
-def test_a_value_of_the_wrong_kind_is_refused_in_words(recipe: str, tmp_path: Path) -> None:
+def test_a_value_of_the_wrong_kind_is_refused_in_words(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlserve.exporter.export.load_recipe", cache(load_recipe))
     model, settings = MODELS[recipe], Settings(project_dir=PROJECT)
     checkpoint = model.write(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
