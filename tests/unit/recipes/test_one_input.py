@@ -87,6 +87,7 @@ def test_it_answers_what_it_takes_and_refuses_the_rest(
         assert answers[place] == ItemError(ErrorCode.FIELD_INVALID, message)
 
 
+@pytest.mark.export
 def test_the_command_exports_a_model_of_images_alone(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, "image")
     words = ["export", str(RECIPE_FILE), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]

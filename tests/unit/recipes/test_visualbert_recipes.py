@@ -115,6 +115,7 @@ def with_a_resnet(folder: Path) -> State:
     return state
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("family", RECIPES)
 def test_a_grid_is_merged_and_makes_the_features(family: str, tmp_path: Path) -> None:
     resnet, recipe = with_a_resnet(tmp_path), RECIPES[family]
