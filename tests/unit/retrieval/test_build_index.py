@@ -10,6 +10,7 @@ import pytest
 from support.echo_archive import TEXTS, pack_echo_dual, write_images, write_lines
 from vlserve.errors import ArchiveError, DataError
 from vlserve.exporter.pack import HANDLERS_DIR, draft_of, pack_members
+from vlserve.exporter.probes import answer_in_process
 from vlserve.retrieval import build, index_files
 from vlserve.retrieval.build import IndexReport, build_index
 from vlserve.retrieval.corpus import read_corpus
@@ -18,6 +19,19 @@ from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.task import difference
 from vlserve.runtime.types import Request
+
+
+@pytest.fixture
+def quick_probes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index answers its probes in this process: for tests of what is embedded."""
+
+    def answer(archive: Path, requests: Any) -> Any:
+        return answer_in_process(archive, requests, tmp_path_factory.mktemp("probes"))
+
+    monkeypatch.setattr(build, "answer_by_archive", answer)
+
+
+quick = pytest.mark.usefixtures("quick_probes")
 
 
 def index(archive: Path, data: Path, out: Path, **more: Any) -> IndexReport:
@@ -31,6 +45,7 @@ def ask(report: IndexReport, folder: Path, **fields: Any) -> Any:
     return answer
 
 
+@quick
 def test_lines_that_cannot_be_used_are_reported_and_left_out(tmp_path: Path) -> None:
     lines: list[Any] = write_images(tmp_path, 3)
     more = [{"id": f"m{at}", "img": "0.png"} for at in range(4)]
@@ -88,6 +103,7 @@ def test_the_same_index_is_the_same_bytes(tmp_path: Path) -> None:
     assert first.path.name == "dual-index-1.mar"
 
 
+@quick
 def test_it_runs_on_the_cores_that_it_may_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +141,7 @@ def shards_of(out: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in out.glob(".*/0*.npz")}
 
 
+@quick
 def test_a_killed_run_goes_on_where_it_stood(tmp_path: Path) -> None:
     lines = write_images(tmp_path, 2) * (2 * SHARD)
     lines = [{"id": f"n{place}", "img": line["img"]} for place, line in enumerate(lines)]
@@ -149,6 +166,7 @@ def test_a_killed_run_goes_on_where_it_stood(tmp_path: Path) -> None:
     assert not list(out.glob(".*"))
 
 
+@quick
 @pytest.mark.parametrize("part", ["data", "image", "archive"])
 def test_what_has_changed_is_embedded_anew(part: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "items.jsonl", write_images(tmp_path, 3))
@@ -236,6 +254,7 @@ def test_an_archive_whose_code_fails_says_why(tmp_path: Path) -> None:
         build_index(archive, data, tmp_path / "out", handlers=handlers)
 
 
+@quick
 def test_a_large_index_is_searched_by_a_graph_of_neighbours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +274,7 @@ def test_a_large_index_is_searched_by_a_graph_of_neighbours(
     assert (tmp_path / "b" / "assets" / "index" / "neighbours.faiss").is_file()
 
 
+@quick
 def test_arrays_are_plain_and_as_documented(tmp_path: Path) -> None:
     data = write_lines(tmp_path / "items.jsonl", [{"id": "a", "captions": list(TEXTS)}])
     report = index(pack_echo_dual(tmp_path), data, tmp_path / "out")
