@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,21 @@ def keep_record(
 
 def code_versions() -> dict[str, str]:
     """Return versions of what trained: vlserve and the sha256 of its sources, and torch."""
+    return {
+        "vlserve": importlib.metadata.version("vlserve"),
+        "sources_sha256": _sources_sha256(),
+        "torch": str(torch.__version__),
+    }
+
+
+@cache
+def _sources_sha256() -> str:
+    """Read all sources once: what this process runs does not change when they do."""
     package = Path(vlserve.__file__).parent
     sources = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         sources.update(file.relative_to(package).as_posix().encode() + b"\n" + file.read_bytes())
-    return {
-        "vlserve": importlib.metadata.version("vlserve"),
-        "sources_sha256": sources.hexdigest(),
-        "torch": str(torch.__version__),
-    }
+    return sources.hexdigest()
 
 
 def _finite(value: Any) -> Any:
