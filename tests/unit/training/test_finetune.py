@@ -19,9 +19,9 @@ from vlserve.settings import Settings
 from vlserve.training.finetune.initial_network import start_from
 from vlserve.training.finetune.plan import plan_of
 from vlserve.training.finetune.run import FinetuneReport, dry_run, finetune
+from vlserve.training.plots import plot_curves
 from vlserve.training.presets import PRESETS, preset_of, tag_options
 
-LOOKS_AT_PICTURES = True
 COLOURS = {"red": (220, 30, 30), "cat": (30, 220, 30), "dog": (30, 30, 220), "ball": (220, 220, 30)}
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "queue_size": 8}
 LINES: dict[str, Any] = {
@@ -125,9 +125,13 @@ def test_a_dry_run_takes_one_step_and_writes_nothing(tmp_path: Path) -> None:
     assert trainable == total > 0 and report.memory_mib > 0 and report.losses["class"] > 0
 
 
-def test_frozen_parts_of_a_checkpoint_keep_their_weights(tmp_path: Path) -> None:
+def test_frozen_parts_of_a_checkpoint_keep_their_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlserve.training.run_log.plot_curves", plot_curves)
     case = Prepared("albef-entail", tmp_path, "entail")
     case.run(tmp_path / "out", options={"freeze": "visual_encoder"})
+    assert (tmp_path / "out" / "curves.png").stat().st_size
     before, after = load_file(case.checkpoint), load_file(tmp_path / "out" / "model.safetensors")
     keys = [key for key in after if key.startswith("visual_encoder.blocks")]
     assert keys and all(torch.equal(before[key], after[key]) for key in keys)
