@@ -1,5 +1,8 @@
 """Which test files share a process of pytest-xdist. Imported only where the plugin is loaded."""
 
+from functools import cache
+from pathlib import Path
+
 from xdist.scheduler import LoadFileScheduling
 
 from support.file_order import shared
@@ -9,5 +12,9 @@ class Together(LoadFileScheduling):  # type: ignore[misc]
     """Tests of one file run in one process, and so do files that share what takes long to make."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return shared(self.config.rootpath / file) or file
+        return _scope(self.config.rootpath, nodeid.partition("::")[0])
+
+
+@cache
+def _scope(folder: Path, file: str) -> str:
+    return shared(folder / file) or file
