@@ -240,12 +240,13 @@ def _without_debug_records(path: Path) -> dict[str, bytes]:
 
 def main() -> None:
     """Read jobs from standard input, one a line, and answer each with its exit code."""
+    gc.disable()  # imports stay, a fork ends soon, and torch collects where much can be let go
     for line in sys.stdin:
         request = json.loads(line)
         job = Job(**request["job"])
         for module in WARM if job.format == "onnx" else ():
             importlib.import_module(module)
-        gc.freeze()  # nor is it looked through for what can be let go, again and again
+        gc.freeze()  # so that the collections of torch look through none of it
         child = os.fork()
         if child == 0:
             _run(job, Path(request["log"]))
