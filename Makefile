@@ -61,7 +61,7 @@ test: $(PRETRAINED) browser  ## all that the README promises
 test-long: $(PRETRAINED)  ## what takes minutes a test: CONTRIBUTING.md lists it
 	$(TESTS) -m "long and not triton"
 
-test-triton: $(PRETRAINED)  ## what TorchServe serves in the other tiers, on Triton
+test-triton: $(PRETRAINED)  ## on Triton, what starts a stack of its own in the other tiers
 	$(TESTS) -m triton
 
 screenshots: $(INSTALLED) browser  ## docs/pictures/ anew, of the console

@@ -1,9 +1,10 @@
 """Which engine a test runs on.
 
 Whatever asks for the fixture ``engine_kind``, as by ``stack``, runs on the engine of
-VLSERVE_ENGINE__KIND, TorchServe by default. What is marked ``on_triton`` runs on Triton as well, in
-`make test-triton`; with ``on_triton(tier="long")`` in `make test-long`, and with
-``on_triton(tier="same")`` where the test itself is.
+VLSERVE_ENGINE__KIND, TorchServe by default. What is marked ``on_triton`` runs on Triton as well: in
+`make test-long` on the stack that files share, in `make test-triton` on a stack of its own; with
+``on_triton(tier="long")`` in `make test-long` either way, and with ``on_triton(tier="same")`` where
+the test itself is.
 """
 
 import os
@@ -18,6 +19,9 @@ from vlserve.settings_sections import EngineSettings
 on_triton = pytest.mark.on_triton
 """Of tests, or of a module by ``pytestmark``."""
 
+
+SHARED = "stack"
+"""The fixture of the stack that files share. A test on it costs no start of another stack."""
 
 _TIERS: dict[str, Any] = {"triton": pytest.mark.triton, "long": pytest.mark.long, "same": ()}
 
@@ -36,7 +40,8 @@ def chosen_kind() -> EngineKind:
 def parametrise(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for ``engine_kind`` on the engines that it is for."""
     if "engine_kind" in metafunc.fixturenames:
-        kinds = _kinds_of(metafunc.definition)
+        tier = "long" if SHARED in metafunc.fixturenames else "triton"
+        kinds = _kinds_of(metafunc.definition, tier)
         metafunc.parametrize("engine_kind", kinds, indirect=True, scope="session")
 
 
@@ -61,12 +66,13 @@ def usable(kind: EngineKind) -> EngineKind:
     return kind
 
 
-def _kinds_of(item: pytest.Item) -> list[Any]:
+def _kinds_of(item: pytest.Item, tier: str) -> list[Any]:
+    """Return the engines of a test; ``tier``: where it runs on Triton, if its marker says none."""
     kind = chosen_kind()
     marker = item.get_closest_marker("on_triton")
     if kind != "torchserve" or marker is None or item.get_closest_marker("torchserve_only"):
         return [kind]
     return [
         kind,
-        pytest.param("triton", marks=_TIERS[marker.kwargs.get("tier", "triton")]),
+        pytest.param("triton", marks=_TIERS[marker.kwargs.get("tier", tier)]),
     ]
