@@ -45,6 +45,8 @@ from vlserve.processor import usable_cores
 from vlserve.runtime.archive import unpack_archive, verify_archive
 
 STOCK, STOCK_NAME = "stock", "stock TorchServe"
+BARE_TRITON = "triton"
+"""Of PEERS."""
 LIMIT_BATCH = 8
 ON_TORCHSERVE = OurStack("on TorchServe")
 ON_TRITON = OurStack("on Triton", "triton")
@@ -237,11 +239,19 @@ def report(
                 f"- CPU for an answer on Triton, {precision}, at {connections} connections: "
                 f"{ratio.text(2)} of that on TorchServe."
             )
-    for connections, ratio in times(cells, our_name(ON_TRITON, limits[-1].precision), "triton"):
+    for connections, ratio in times(cells, our_name(ON_TRITON, limits[-1].precision), BARE_TRITON):
         lines.append(
             f"- On Triton, {limits[-1].precision}, at {connections} connections: "
             f"{ratio.text(2)} times bare Triton."
         )
+    for stack in (ON_TORCHSERVE, ON_TRITON):
+        for connections, ratio in cpu_ratios(
+            cells, our_name(stack, limits[-1].precision), BARE_TRITON
+        ):
+            lines.append(
+                f"- CPU for an answer {stack.name}, {limits[-1].precision}, at {connections} "
+                f"connections: {ratio.text(2)} of bare Triton's."
+            )
     for row in (row for row in table if row.failures):
         whys = ", ".join(f"{count} x {why}" for why, count in row.failures.items())
         lines.append(f"- Failed: {row.side} at {row.connections} connections: {whys}.")

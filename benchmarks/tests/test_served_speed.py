@@ -14,7 +14,7 @@ from benchmarks.lib.photos import BODIES, Photo, jpeg
 from benchmarks.lib.published import publish
 from benchmarks.lib.ratios import Cell, Limit, as_csv, costs, cpu_ratios, markdown, rows, times
 from benchmarks.peers.servers import FOLDER, PEERS
-from benchmarks.serving import scale
+from benchmarks.serving import scale, speed
 
 PHOTO = Photo(b"\xff\xd8 not decoded here", "零基础教学")
 
@@ -72,6 +72,20 @@ def test_cpu_for_an_answer_is_compared_in_the_same_round() -> None:
     assert connections == 16
     assert ratio.median == pytest.approx(200 / 190)
     assert (ratio.low, ratio.high) == pytest.approx((1.0, 100 / 90))
+
+
+def test_the_page_holds_cpu_for_an_answer_against_bare_triton() -> None:
+    plan = speed.Plan([16], rounds=2, seconds=4.0, warm_up_s=1.5)
+    sides = ("ours int8 on TorchServe", "ours int8 on Triton", "triton")
+    cells = [
+        cell(number, side, per_s)
+        for number in (1, 2)
+        for side, per_s in zip(sides, (80.0, 100.0, 120.0), strict=True)
+    ]
+    page = speed.report(LIMITS[:2], cells, {}, plan)
+    words = "CPU for an answer on {}, int8, at 16 connections: {} ({}–{}) of bare Triton's."
+    assert words.format("TorchServe", "1.50", "1.50", "1.50") in page
+    assert words.format("Triton", "1.20", "1.20", "1.20") in page
 
 
 def test_every_cell_and_limit_is_in_the_csv() -> None:
