@@ -4,6 +4,9 @@ A worker computes on few threads, because its neighbours are at work beside it: 
 the cores from them. While none is, and the batch is a single request, the other cores idle. So each
 ONNX graph is opened a second time, with more threads, and each run takes one session or the other.
 
+Under load there are such moments too: a worker that is done gets the first request that comes,
+alone, while its neighbour takes up its next batch. What tells them apart is the batch before.
+
 The archive's code knows nothing of it, so archives of every age gain by it: it asks onnxruntime for
 a session, and gets two in one, which use the same weights. What ONNX Runtime packs for its own
 kernels of matrices, each session holds for itself.
@@ -44,10 +47,14 @@ class LoneRequests:
         self.threads = threads
         self._busy = busy
         self._requests = 0
+        self._began_alone = False
+        self._follows_lone = False
 
     @contextmanager
     def at_work(self, requests: int) -> Iterator[None]:
         """Count as busy with so many requests while the body runs."""
+        self._follows_lone = self._began_alone
+        self._began_alone = requests == 1 and not self._busy.others()
         self._requests = requests
         try:
             with self._busy.at_work():
@@ -56,8 +63,9 @@ class LoneRequests:
             self._requests = 0
 
     def is_alone(self) -> bool:
-        """Return whether one request is being answered here, and none elsewhere."""
-        return self._requests == 1 and not self._busy.others()
+        """Return whether one request is being answered here, and none elsewhere, as when the batch
+        before began here."""
+        return self._requests == 1 and self._follows_lone and not self._busy.others()
 
 
 @dataclass(frozen=True)

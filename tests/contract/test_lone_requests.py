@@ -147,7 +147,11 @@ def test_a_request_that_comes_alone_gets_all_threads(archive: Path) -> None:
     assert requests
     session = opened(archive)
     assert [node.name for node in session.get_inputs()] == ["x"]
+    spinning = "session.force_spinning_stop"  # its threads take no core once a run is over
+    assert session.lone.get_session_options().get_session_config_entry(spinning) == "1"
     assert chosen(session) == 1  # nothing is served yet: a warm-up
+    with requests.at_work(1):
+        assert chosen(session) == 1  # the first one
     with requests.at_work(1):
         assert chosen(session) == 3
         with worker(archive / "busy") as other:
@@ -157,6 +161,21 @@ def test_a_request_that_comes_alone_gets_all_threads(archive: Path) -> None:
     with requests.at_work(2):
         assert chosen(session) == 1
     assert chosen(session) == 1
+
+
+def test_a_single_request_between_batches_is_none_that_comes_alone(tmp_path: Path) -> None:
+    requests = LoneRequests(BusyWorkers(tmp_path / "busy"), 2)
+
+    def batch(size: int) -> bool:
+        with requests.at_work(size):
+            return requests.is_alone()
+
+    assert [batch(size) for size in (1, 1, 8, 1, 1, 1)] == [False, True, False, False, True, True]
+    with worker(tmp_path / "busy") as other:
+        assert not batch(1)
+        stop_work(other)
+        assert not batch(1)  # when the one before began, another worker was at work
+        assert batch(1)
 
 
 def test_a_graph_that_computes_on_as_many_threads_is_opened_once(archive: Path) -> None:
@@ -228,7 +247,8 @@ def test_a_batch_counts_its_requests_without_refusals(tmp_path: Path) -> None:
         return ["said"] * len(places)
 
     request, failure = Noted({}, DIGEST), Refusal("body_unreadable", "why")
-    filter_.answer([request, failure], run, lambda at, refusal: "refused")
-    assert alone == [True, False]
+    for _ in range(2):
+        filter_.answer([request, failure], run, lambda at, refusal: "refused")
+    assert alone == [False, False, True, False]
     filter_.answer([request, request], run, lambda at, refusal: "refused")
-    assert alone == [True, False, False, False]
+    assert alone[4:] == [False, False]
