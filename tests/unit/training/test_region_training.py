@@ -121,7 +121,7 @@ def test_heads_learn_and_are_exported_unchanged(name: str, tmp_path: Path) -> No
 def test_what_features_say_is_learnt(name: str, tmp_path: Path) -> None:
     objective, chosen_by = TINY[name]
     case = Prepared(name, tmp_path, objective)
-    options = {"epochs": 20, "patience": 20, "learning_rate": 1e-2, "dropout": 0.0}
+    options = {"epochs": 8, "patience": 8, "learning_rate": 1e-2, "dropout": 0.0}
     report = case.run("out", options=options)
     assert report.metrics[chosen_by] == 1.0
 
