@@ -116,15 +116,16 @@ class Load:
         except httpx.ConnectError:
             outcome = REFUSED
         except httpx.TransportError as error:
-            outcome = REFUSED if is_new and _is_reset(error) else repr(error)
+            outcome = REFUSED if is_new and _is_unread(error) else repr(error)
         self.outcomes.append(outcome)
         return outcome
 
 
-def _is_reset(error: httpx.TransportError) -> bool:
-    """Return whether the kernel ended a connection, as it does with those that it took for a server
-    which closes its listener before it has accepted them: nobody has read their requests."""
-    return f"[Errno {errno.ECONNRESET}]" in str(error)
+def _is_unread(error: httpx.TransportError) -> bool:
+    """Return whether a new connection ended as one does that a server took when it closed its
+    listener: the kernel resets what was not accepted, Envoy closes what waits for its first bytes.
+    Nobody has read their requests; one that was read has a line in the access log."""
+    return f"[Errno {errno.ECONNRESET}]" in str(error) or "without sending" in str(error)
 
 
 @contextmanager
