@@ -45,8 +45,8 @@ stop:  ## stop the stack; leaves no process behind
 TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Pretrained weights too, 100 MB, others' clients, kubectl and Helm: nothing else needs them.
-unit: $(PRETRAINED)  ## tests of pure parts: no export, no server
-	$(TESTS) -m "not export and not server and not long and not triton" tests/unit benchmarks/tests
+unit: $(PRETRAINED)  ## tests of pure parts: no export, no training, no server
+	$(TESTS) -m "not export and not training and not server and not long and not triton" tests/unit benchmarks/tests
 
 # Tests of the console click through it in the Chromium on the PATH.
 browser:

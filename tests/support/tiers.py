@@ -1,7 +1,7 @@
 """Which tier a test belongs to, by what it asks for.
 
-``make unit`` runs tests/unit without what carries a marker of this module; ``make test`` runs all
-but ``long``; ``make test-long`` runs ``long``.
+``make unit`` runs tests/unit without what carries a marker of this module, or ``training``;
+``make test`` runs all but ``long``; ``make test-long`` runs ``long``.
 """
 
 from collections.abc import Iterable

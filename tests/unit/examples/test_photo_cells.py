@@ -22,6 +22,8 @@ from vlserve.runtime.manifest import ImageInput
 from vlserve.training.finetune.run import finetune
 from vlserve.training.pretrained import image_weights
 
+pytestmark = pytest.mark.training
+
 EXAMPLE = EXPORT.parent / "examples" / "photo_cells.py"
 CAPTIONS = ["A red dog.", "a dog runs", "One more dog"]
 

@@ -20,6 +20,8 @@ from vlserve.runtime.folder import open_folder
 from vlserve.runtime.task import difference
 from vlserve.runtime.types import Request
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture
 def quick_probes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:

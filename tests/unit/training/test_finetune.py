@@ -22,6 +22,8 @@ from vlserve.training.finetune.run import FinetuneReport, dry_run, finetune
 from vlserve.training.plots import plot_curves
 from vlserve.training.presets import PRESETS, preset_of, tag_options
 
+pytestmark = pytest.mark.training
+
 COLOURS = {"red": (220, 30, 30), "cat": (30, 220, 30), "dog": (30, 30, 220), "ball": (220, 220, 30)}
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "queue_size": 8}
 LINES: dict[str, Any] = {

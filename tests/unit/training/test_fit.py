@@ -16,6 +16,8 @@ from vlserve.training.fit import TrainReport, fit
 from vlserve.training.presets import tag_options
 from vlserve.training.run import Progress
 
+pytestmark = pytest.mark.training
+
 LOOKS_AT_PICTURES = True
 TINY: Mapping[str, Any] = {
     "image_height": 32,

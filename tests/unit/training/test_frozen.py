@@ -30,6 +30,8 @@ from vlserve.training.plan import DataFacts, TrainingPlan, digest_of, parts_of
 from vlserve.training.run import Progress
 from vlserve.training.samples import Samples
 
+pytestmark = pytest.mark.training
+
 EXPORT = Path(__file__).parents[3] / "export"
 OPTIONS: Mapping[str, Any] = {
     "image_height": 24,

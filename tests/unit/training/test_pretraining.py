@@ -16,6 +16,8 @@ from vlserve.exporter.export import read_trained
 from vlserve.settings import Settings
 from vlserve.training.finetune.run import dry_run
 
+pytestmark = pytest.mark.training
+
 FAMILIES = ("albef", "blip")
 
 

@@ -19,6 +19,8 @@ from vlserve.settings import Settings
 from vlserve.training.finetune.run import FinetuneReport, dry_run, finetune
 from vlserve.training.presets import PRESETS
 
+pytestmark = pytest.mark.training
+
 WORDS = ("cat", "dog", "ball", "red")
 WIDTH, OBJECTS = 6, 7
 """Of a tiny ViLBERT's features, and of what its detector tells apart."""

@@ -110,6 +110,7 @@ def test_a_search_that_ended_early_is_said() -> None:
     assert describe_epoch(step).endswith("; the search ended before the optimum")
 
 
+@pytest.mark.training
 def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -22,6 +22,8 @@ from vlserve.training.fit import fit
 from vlserve.training.tagger_augmentation import Augmentation
 from vlserve.training.vocabulary import build_pieces
 
+pytestmark = pytest.mark.training
+
 FAMILY = "visualbert_coattention"
 EXPORT = Path(__file__).parents[3] / "export"
 OPTIONS: Mapping[str, Any] = {
