@@ -1,5 +1,6 @@
 """Connections that ask the control service nothing keep nobody from rolling back."""
 
+import inspect
 import socket
 import time
 from collections.abc import Iterator
@@ -8,9 +9,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvicorn
 
 from support.control_api_server import RunningControl, running_control
 from vlserve.control.api.connections import guarded_protocol
+from vlserve.control.client import IDLE_S
 
 MOST = 20
 UNFINISHED = (
@@ -106,3 +109,9 @@ def test_a_request_that_came_with_the_one_before_it_is_answered_to_its_end(
         assert answer.startswith(b"HTTP/1.1 401")
         connection.settimeout(1.0)  # longer than headers may take
         assert not is_closed(connection)
+
+
+def test_a_client_gives_up_a_connection_before_the_service_does() -> None:
+    """A request that is sent as the service closes its connection has no answer."""
+    kept_s = inspect.signature(uvicorn.Config).parameters["timeout_keep_alive"].default
+    assert kept_s - IDLE_S >= 2

@@ -44,6 +44,9 @@ V = TypeVar("V", bound=BaseModel)
 
 ANSWER_TIMEOUT_S = 15.0
 """Of what only looks."""
+IDLE_S = 2.0
+"""How long a connection is kept between two requests. The service (uvicorn) ends one after 5 s, and
+a request that is sent in that moment has no answer."""
 _CONNECT_TIMEOUT_S = 2.0
 _ANNOUNCEMENT_S = 10.0
 _CHUNK_BYTES = 1024 * 1024
@@ -68,6 +71,7 @@ class ControlClient:
         self._http = httpx.Client(
             base_url=url,
             timeout=httpx.Timeout(_LONGEST_S, connect=_CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(keepalive_expiry=IDLE_S),
             trust_env=False,
             verify=trust,
         )
