@@ -88,9 +88,8 @@ def cluster(storage: str, client_port: int) -> Iterator[Any]:
         finally:
             nodes.shutdown()
             for log in Path(session).glob("*/logs/ray_client_server*.err"):
-                print(
-                    log.name, log.read_text(encoding="utf-8")[-2000:]
-                )  # shown where a test failed
+                # Shown where a test failed.
+                print(log.name, log.read_text(encoding="utf-8")[-2000:])
             shutil.rmtree(session, ignore_errors=True)
             Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
 

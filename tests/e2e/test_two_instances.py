@@ -96,10 +96,11 @@ def test_what_a_killed_worker_had_in_hand_is_answered_by_the_other_instance(
     own_stack.control.register(pack_echo(tmp_path, SLOW_MODEL, 1, delay_ms=SLOW_MS))
     own_stack.control.release(SLOW_MODEL, 1)
     request_ids = [f"in-hand-{number}" for number in range(8)]
+    pids = worker_pids(own_stack.settings, SLOW_MODEL)[1]  # asked later, it would have answered
     with ThreadPoolExecutor(len(request_ids)) as pool:
         futures = [pool.submit(_ask, own_stack, SLOW_MODEL, each) for each in request_ids]
         wait_until(lambda: _sent(own_stack, f"{SLOW_MODEL}-1") == len(request_ids))
-        for pid in worker_pids(own_stack.settings, SLOW_MODEL)[1]:
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
         answers = [each.result() for each in futures]
     assert {answer.status_code for answer in answers} == {200}
@@ -107,12 +108,11 @@ def test_what_a_killed_worker_had_in_hand_is_answered_by_the_other_instance(
 
 
 def _assert_answered_by_the_other(own_stack: RunningStack, request_ids: Sequence[str]) -> None:
-    """What was tried again was answered at the second try, and by the second instance; on a busy
-    machine it may also be the second whose answer was not waited for."""
+    """What was tried again was, by the second instance, at the second try."""
     again = [line for line in _logged(own_stack, request_ids) if line["tries"] > 1]
     other = f"127.0.0.1:{endpoints(own_stack.settings)[1].inference_port}"
-    assert {line["tries"] for line in again} == {2}
-    assert other in {line["upstream"] for line in again}
+    assert again
+    assert {(line["tries"], line["upstream"]) for line in again} == {(2, other)}
 
 
 def _sent(own_stack: RunningStack, cluster: str) -> int:
