@@ -131,7 +131,8 @@ def _write(encoder: Encoder, inputs: Features, folder: Path, on_read: OnRead | N
         files: dict[str, Any] = {}
         for start in range(0, len(places), ENCODE_BATCH):
             batch = places[start : start + ENCODE_BATCH]
-            for name, array in graph.run({name: inputs[name][batch] for name in inputs}).items():
+            part = {name: inputs[name][batch] for name in graph.inputs}
+            for name, array in graph.run(part).items():
                 if name not in files:
                     files[name] = np.lib.format.open_memmap(
                         folder / f"{name}.features.npy",
@@ -208,10 +209,10 @@ def _inputs_of(model: Any, output: str) -> tuple[str, ...]:
     everything = frozenset(each.name for each in model.graph.input)
     sources = {name: frozenset([name]) for name in everything}
     for node in model.graph.node:
-        found = frozenset[str]().union(*(sources.get(name, frozenset()) for name in node.input))
+        origins = frozenset[str]().union(*(sources.get(name, frozenset()) for name in node.input))
         if any(attribute.HasField("g") for attribute in node.attribute):
-            found = everything  # what a branch reads from outside is not among its inputs
-        sources |= dict.fromkeys(node.output, found)
+            origins = everything  # what a branch reads from outside is not among its inputs
+        sources |= dict.fromkeys(node.output, origins)
     return tuple(each.name for each in model.graph.input if each.name in sources[output])
 
 
