@@ -7,15 +7,18 @@
 Starts a stack of its own, finds the highest rate that it holds, and lets 20 keep-alive clients ask
 at half of it. Each round registers a new version, releases it, rolls it back, releases it again and
 unloads the one before. Prints a table, writes JSON; the exit code is the verdict. From 24 rounds on
-it also tells the memory of each program over the rounds, and what they left behind.
+it also tells the memory of each program over the rounds, and what they left behind. Ctrl-C ends it
+after the round that runs; the rounds before are reported.
 """
 
 import argparse
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -48,12 +51,22 @@ def _limit_per_s(
     return rate_per_s
 
 
-def _until(deadline: float, editions: Iterable[Edition]) -> Iterator[Edition]:
-    """Yield editions until a time of the monotonic clock."""
+def _until(
+    interrupt: threading.Event, deadline: float, editions: Iterable[Edition]
+) -> Iterator[Edition]:
+    """Yield editions until an interrupt or a time of the monotonic clock."""
     for edition in editions:
-        if time.monotonic() > deadline:
+        if interrupt.is_set() or time.monotonic() > deadline:
             return
         yield edition
+
+
+def _interrupt() -> threading.Event:
+    """Return an event that Ctrl-C and SIGTERM set, in place of ending the process."""
+    event = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: event.set())
+    return event
 
 
 def _print(result: HotUpdates) -> None:
@@ -160,8 +173,9 @@ def main() -> int:
             clients = Clients(load, questions, right={})
             before = os.getloadavg()[0]
             deadline = time.monotonic() + 60 * options.minutes
+            wanted = _until(_interrupt(), deadline, all_editions)
             steps, exchanges = update_in_rounds(
-                stack.control, clients, _until(deadline, all_editions), options.rounds, round_over
+                stack.control, clients, wanted, options.rounds, round_over
             )
             result = judge(
                 load,
@@ -177,8 +191,8 @@ def main() -> int:
         **asdict(result),
         "engine": options.engine,
         "memory": {name: asdict(slope) for name, slope in growth.items()},
-        "first_round": asdict(inventories[0]),
-        "last_round": asdict(inventories[-1]),
+        "first_round": asdict(inventories[0]) if inventories else None,
+        "last_round": asdict(inventories[-1]) if inventories else None,
         "after_down": asdict(after),
     }
     options.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
