@@ -46,7 +46,7 @@ def stress(stack: RunningStack, *words: str) -> Result:
         "VLSERVE_ENGINE": settings.engine.model_dump_json(),
         "VLSERVE_CONTROL": settings.control.model_dump_json(),
     }
-    command = ["stress", MODEL, "--gray-release", "--rate", "50", "--max-p99-ms", LENIENT_MS]
+    command = ["stress", MODEL, "--gray-release", "--rate", "25", "--max-p99-ms", LENIENT_MS]
     return CliRunner().invoke(app, [*command, *words], env=environment)
 
 

@@ -33,7 +33,8 @@ from vlserve.settings_sections import EngineSettings
 from vlserve.tls import PLAIN_HTTP
 from vlserve_worker.crash_notes import notes_folder, remove_notes
 
-_PROBE_TIMEOUT_S = 10.0
+_MARGIN_S = 5.0
+"""The engine says itself that a worker took longer than it may: its words are waited for."""
 
 _KINDS: Mapping[EngineKind, Callable[[Endpoint, EngineSettings, httpx.Client], EngineInstance]] = {
     "torchserve": TorchServeInstance,
@@ -48,6 +49,7 @@ class EngineGroup:
 
     def __init__(self, endpoints: Sequence[Endpoint], settings: EngineSettings) -> None:
         self._http = httpx.Client(trust_env=False, timeout=MANAGEMENT_TIMEOUT_S, verify=PLAIN_HTTP)
+        self._answer_timeout_s = settings.response_timeout_s + _MARGIN_S
         self._state_dir = endpoints[0].folder.parent
         self._kinds: dict[str, EngineKind] = {each.name: each.kind for each in endpoints}
         self._servers: dict[str, EngineInstance] = {
@@ -134,10 +136,11 @@ class EngineGroup:
         self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         """NotReady, with the engine's words, when the answer is an error or no JSON object
-        (EngineBusy: it has no room); EngineUnavailable when none comes."""
+        (EngineBusy: it has no room); EngineUnavailable when none comes in the time that a worker
+        may take (engine.response_timeout_s): the first answer of a version takes longest."""
         what = f"{model} {version} on {instance.name}"
         try:
-            answer = self._ask(instance, model, version, fields, _PROBE_TIMEOUT_S)
+            answer = self._ask(instance, model, version, fields, self._answer_timeout_s)
         except httpx.TransportError as error:
             reason = error or type(error).__name__
             raise EngineUnavailable(f"{what} does not answer: {reason}") from error
