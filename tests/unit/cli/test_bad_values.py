@@ -151,7 +151,6 @@ def test_a_file_that_cannot_be_used_is_one_line(
 VALUES = ["", "x", "-1", "nan", "inf", "9" * 5000, "\udcff", "a=b"]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
 @pytest.mark.parametrize(
     ("name", "parameter"),
     [
@@ -161,9 +160,9 @@ VALUES = ["", "x", "-1", "nan", "inf", "9" * 5000, "\udcff", "a=b"]
     ],
 )
 def test_a_value_that_cannot_be_used_is_no_traceback(
-    run: Run, tmp_path: Path, name: str, parameter: Any, value: str
+    run: Run, tmp_path: Path, name: str, parameter: Any
 ) -> None:
     (tmp_path / "file").touch()
-    result = run(*_words(name, parameter, value))
-    if result.code:
-        assert _says_why(result, parameter)
+    results = {value: run(*_words(name, parameter, value)) for value in VALUES}
+    failures = {value: result for value, result in results.items() if result.code}
+    assert [value for value, each in failures.items() if not _says_why(each, parameter)] == []
