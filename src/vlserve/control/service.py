@@ -243,7 +243,9 @@ class ControlService:
         return record
 
     def _refuse_to_unload_what_serves(self, model: str, version: int) -> None:
-        if self._ledger.model(model).weights.get(version):
+        record = self._ledger.model(model)
+        in_force = self._traffic.unrecorded.in_force(record)
+        if record.weights.get(version) or in_force.weights.get(version):
             raise StillServing(
                 f"{model} {version} has traffic: release another version or roll back first"
             )

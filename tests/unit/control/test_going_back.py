@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from support.rollout_traffic import (
 )
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.domain import RolloutStatus, State
+from vlserve.control.store.database import LEDGER
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import (
     LedgerFull,
@@ -27,6 +29,7 @@ from vlserve.errors import (
     NoRelease,
     NothingToRollBackTo,
     NotReady,
+    StillServing,
 )
 from vlserve.settings import Settings
 
@@ -109,6 +112,58 @@ def test_back_twice_while_the_ledger_takes_no_change(
     assert ledger_says(tagger) == ('{"1": 100}', "aborted")
     assert tagger.ledger.model("tagger").stack == (1,)
     assert tagger.service.health().status == "ok"
+
+
+NO_MODEL = (
+    "DELETE FROM models WHERE model = 'newer'",
+    "DELETE FROM versions WHERE model = 'newer'",
+)
+RETIRED = ("UPDATE versions SET state = 'retired' WHERE model = 'newer' AND version = 1",)
+
+
+@pytest.mark.parametrize("earlier", [NO_MODEL, RETIRED], ids=["before the model", "retired"])
+def test_a_change_that_a_ledger_from_a_backup_has_no_place_for_hinders_no_other_model(
+    tagger: Control,
+    settings: Settings,
+    pack: Archive,
+    engine: FakeEngine,
+    gateway: FakeGateway,
+    earlier: tuple[str, ...],
+) -> None:
+    for version in (1, 2):
+        register(tagger, pack("newer", version))
+        tagger.service.release("newer", version)
+    with locked(tagger):
+        assert tagger.service.rollback("newer").unrecorded
+    tagger.ledger.close()
+    with closing(sqlite3.connect(settings.model_store / LEDGER)) as connection, connection:
+        for statement in earlier:
+            connection.execute(statement)
+    again = assemble(settings, engine, gateway)
+    try:
+        again.reconciler.tick()
+        assert again.service.health().status == "ok"
+        again.service.release("tagger", 2)
+        assert gateway.route().weights == {2: 100}
+        if earlier == RETIRED:
+            assert kinds(again, "newer")[-1] == "not_recorded"
+    finally:
+        again.stop()
+
+
+def test_a_version_that_went_back_unrecorded_is_not_unloaded(
+    tagger: Control, engine: FakeEngine
+) -> None:
+    """The ledger can be written again, and no tick has told it yet."""
+    tagger.service.release("tagger", 2)
+    with locked(tagger):
+        tagger.service.rollback("tagger")
+    with pytest.raises(StillServing, match="tagger 1 has traffic"):
+        tagger.service.unload("tagger", 1)
+    tagger.reconciler.tick()
+    assert engine.unloads == []
+    assert ledger_says(tagger)[0] == '{"1": 100}'
+    assert (state(tagger, 1), state(tagger, 2)) == (State.STABLE, State.READY)
 
 
 def test_a_restart_does_not_forget_what_the_ledger_was_not_told(

@@ -1,6 +1,7 @@
 """One version without a ledger, over an engine and a gateway in memory."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from support.control_fakes import FakeEngine, FakeGateway
 from support.running_stack import wait_until
 from support.version_records import STABLE
 from vlserve.control.domain import LoadedVersion
+from vlserve.control.log_rotation import LOG_BYTES, renamed
 from vlserve.control.reconcile import liveness, one_version
 from vlserve.control.reconcile.one_version import OneVersion
 from vlserve.errors import LoadFailed
@@ -20,14 +22,24 @@ KEY = ("tagger", 1)
 
 
 @pytest.fixture
+def answers(tmp_path: Path) -> Path:
+    """The log of answers."""
+    return tmp_path / "answers.jsonl"
+
+
+@pytest.fixture
 def version(
-    pack: Archive, engine: FakeEngine, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+    pack: Archive,
+    engine: FakeEngine,
+    gateway: FakeGateway,
+    answers: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[OneVersion]:
     monkeypatch.setattr(one_version, "_ASK_S", 0.0)
     monkeypatch.setattr(liveness, "_SHARE", 0.0)
     archive = pack("tagger", 1)
     record = dataclasses.replace(STABLE, archive=archive, manifest=manifest_of(archive))
-    service = OneVersion(record, engine, gateway, tick_s=0.01)
+    service = OneVersion(record, engine, gateway, answers, tick_s=0.01)
     yield service
     service.stop()
 
@@ -97,3 +109,18 @@ def test_who_leaves_is_not_ready_and_still_routed(
     ready_version.tick()
     assert _unready(gateway) == "it is being stopped"
     assert gateway.applied[-1].instances[0].lacks == frozenset()
+
+
+def test_the_log_of_answers_is_rotated_whatever_a_tick_does(
+    version: OneVersion, answers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers.touch()
+    os.truncate(answers, LOG_BYTES)
+    monkeypatch.setattr(OneVersion, "tick", _fail)
+    version.start()
+    wait_until(lambda: not answers.exists())
+    assert renamed(answers, 1).stat().st_size == LOG_BYTES
+
+
+def _fail(_: OneVersion) -> None:
+    raise RuntimeError("the engine answers nonsense")

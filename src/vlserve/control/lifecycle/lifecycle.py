@@ -170,8 +170,12 @@ class Lifecycle:
             raise NotReady(f"{what} is not healthy, so it gets no traffic: {wrong[0]}")
 
     def start_draining(self, record: VersionRecord) -> VersionRecord:
-        """Close the path of a ready version, which is then draining."""
+        """Close the path of a ready version, which is then draining. ControlError where it has
+        traffic that the ledger does not know of yet."""
         with self._traffic.change_routing():
+            model = self._traffic.unrecorded.in_force(self._ledger.model(record.model))
+            if model.weights.get(record.version):
+                raise ControlError(f"{record.model} {record.version} has traffic: it stays")
             return self._ledger.move(*record.key, State.DRAINING, "draining")
 
     def finish_draining(self, record: VersionRecord, timeout_s: float) -> VersionRecord:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from vlserve.control import caller
 from vlserve.control.domain import Held, Instance, ModelRecord, Routing, VersionRecord
@@ -18,6 +19,7 @@ from vlserve.control.gateway.routing import desired_routing, full_weight, known_
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.probes import first_answer, refuse_wrong_answers
 from vlserve.control.lifecycle.warm_up import warm_up
+from vlserve.control.log_rotation import rotate
 from vlserve.control.placement import Placement
 from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile.liveness import pause_s
@@ -53,16 +55,19 @@ class OneVersion:
         record: VersionRecord,
         engine: Engine,
         gateway: Gateway,
+        answers: Path,
         tick_s: float,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
             record: a stable version.
+            answers: the log that its handler writes, which is rotated as the gateway's.
         """
         self._record = record
         self._engine = engine
         self._gateway = gateway
+        self._answers = answers
         self._tick_s = tick_s
         self._now = now
         self._placement = Placement(engine.kinds())
@@ -170,9 +175,18 @@ class OneVersion:
         while not self._stopping.wait(self._tick_s):
             try:
                 self.tick()
-                self._gateway.rotate_access_log()
             except Exception:
                 logger.exception("tick failed")
+            self._rotate_logs()
+
+    def _rotate_logs(self) -> None:
+        try:
+            self._gateway.rotate_access_log()
+            rotate(self._answers)
+        except OSError as error:
+            self._log.note("logs", str(error))
+        else:
+            self._log.note("logs", "")
 
     def _observe(self) -> None:
         try:

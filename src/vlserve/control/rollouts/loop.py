@@ -50,7 +50,13 @@ class RolloutLoop:
         return active.state if active else read_state(rollout.state_json)
 
     def tick(self) -> None:
-        """Evaluate every rollout under way once."""
+        """Evaluate every rollout under way once, and rotate the log of answers."""
+        try:
+            self._evaluate()
+        finally:
+            self._rotate_answers()
+
+    def _evaluate(self) -> None:
         under_way = self._context.store.all_under_way()
         for rollout in under_way:
             what = f"rollout {rollout.id} of {rollout.model}"
@@ -65,7 +71,6 @@ class RolloutLoop:
         for rollout_id in self._active.keys() - {rollout.id for rollout in under_way}:
             del self._active[rollout_id]
         self._kept.drain_due()
-        self._rotate_answers()
 
     def _rotate_answers(self) -> None:
         try:

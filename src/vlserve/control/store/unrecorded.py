@@ -6,7 +6,7 @@ was set aside, so that it outlives this process, and told to the ledger once tha
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from vlserve.control import caller
 from vlserve.control.domain import ModelRecord, Rollout, RolloutStatus, Trouble
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.rollouts import RolloutStore
-from vlserve.errors import LedgerDamaged, LedgerUnwritable
+from vlserve.errors import ControlError, LedgerDamaged, LedgerUnwritable
 
 NOTE_BYTES = 64 * 1024
 """Of the file, whether it holds a note or not."""
@@ -119,19 +119,29 @@ class Unrecorded:
         self._keep()
 
     def tell(self) -> None:
-        """Tell the ledger, as far as it can be written."""
-        if not self._changes:
-            return
-        try:
-            for model, changes in list(self._changes.items()):
-                with self._ledger.transaction():
-                    for change in changes:
-                        self._tell(change)
-                    self._ledger.intend(model, None)
-                del self._changes[model]
-                self._keep()
-        except (LedgerUnwritable, LedgerDamaged) as error:
-            self._why = str(error)
+        """Tell the ledger, as far as it can be written. A change that it has no place for, as after
+        a backup was put in its place, is forgotten: it keeps no other model waiting."""
+        for model, changes in list(self._changes.items()):
+            try:
+                self._tell_of(model, changes)
+            except (LedgerUnwritable, LedgerDamaged) as error:
+                self._why = str(error)
+                return
+            except ControlError as error:
+                self._give_up(changes[-1], error)
+            del self._changes[model]
+            self._keep()
+
+    def _tell_of(self, model: str, changes: Iterable[ChangeBack]) -> None:
+        with self._ledger.transaction():
+            for change in changes:
+                self._tell(change)
+            self._ledger.intend(model, None)
+
+    def _give_up(self, change: ChangeBack, error: ControlError) -> None:
+        logger.error("the ledger cannot be told of %s: %s", change, error)
+        with suppress(ControlError):
+            self._ledger.record(change.model, change.version, "not_recorded", reason=str(error))
 
     def _tell(self, change: ChangeBack) -> None:
         if self.is_due(change):
