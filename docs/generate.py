@@ -93,6 +93,7 @@ GATEWAY_ERRORS = {
     "does it here.",
     "overloaded": "The version's queue is full, none of its workers is up, or the gateway is short "
     "of memory.",
+    "path_too_long": "The path with its query is longer than 4,000 bytes: fields go into the body.",
     "rate_limited": "There were more requests than `gateway.rate_limit_per_s`.",
     "request_timeout": "The request did not arrive in time.",
     "transfer_encoding_unsupported": "The body comes in another transfer encoding than chunked.",

@@ -10,8 +10,8 @@ local MOST_SAID_BYTES = 4096
 local INTERNAL = "13"
 local GRPC = {
   [400] = "3", [401] = "16", [403] = "7", [404] = "5", [405] = "12", [408] = "4", [413] = "8",
-  [415] = "3", [422] = "3", [429] = "8", [431] = "8", [499] = "1", [501] = "12", [503] = "14",
-  [504] = "4",
+  [414] = "3", [415] = "3", [422] = "3", [429] = "8", [431] = "8", [499] = "1", [501] = "12",
+  [503] = "14", [504] = "4",
 }
 
 -- Code of what Envoy says itself -> its status, which gRPC's form of it has lost. A test holds them
@@ -19,7 +19,7 @@ local GRPC = {
 local STATUS = {
   bad_request = 400, unauthorized = 401, model_not_found = 404, not_found = 404,
   version_not_found = 404, method_not_allowed = 405, request_timeout = 408, body_too_large = 413,
-  rate_limited = 429, headers_too_large = 431, not_implemented = 501,
+  path_too_long = 414, rate_limited = 429, headers_too_large = 431, not_implemented = 501,
   transfer_encoding_unsupported = 501, engine_unavailable = 503, gateway_starting = 503,
   overloaded = 503, version_unavailable = 503, deadline_exceeded = 504,
 }

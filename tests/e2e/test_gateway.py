@@ -60,6 +60,19 @@ def test_a_prediction(stack: RunningStack, path: str, request_body: dict[str, ob
     assert answer["tags"][0]["score"] >= answer["tags"][-1]["score"]
 
 
+def test_a_path_of_4000_bytes_is_answered_and_a_longer_one_is_not_sent(
+    stack: RunningStack, path: str
+) -> None:
+    query = f"{path}?text="
+    longest = query + "c" * (4000 - len(query))
+    headers = {"Content-Type": "image/jpeg"}
+    response = stack.http.post(longest, content=COVER, headers=headers)
+    assert response.status_code == 200, response.text
+    refusal = stack.http.post(longest + "c", content=COVER, headers=headers)
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (414, "path_too_long")
+    assert "retry-after" not in refusal.headers
+
+
 def test_each_version_answers_for_itself(stack: RunningStack, path: str) -> None:
     by_path = stack.http.post(f"{path}/2", **FORM)  # type: ignore[arg-type]
     by_header = stack.http.post(path, headers={"X-Model-Version": "2"}, **FORM)  # type: ignore[arg-type]

@@ -332,4 +332,6 @@ def bad_http() -> Iterator[Case]:
     header = b"Transfer-Encoding: gzip, chunked"
     yield bad("transfer-encoding-gzip", 501, "transfer_encoding_unsupported", header)
     yield bad("header-of-40-kb", 431, "headers_too_large", b"A: " + b"x" * 40_000)
+    path = b"POST /predictions/x?text=" + b"x" * 4000
+    yield bad("path-of-4-kb", 414, "path_too_long", start=path + b" HTTP/1.1\r\nHost: x")
     yield bad("150-headers", 431, "headers_too_large", *[b"A: b"] * 150)

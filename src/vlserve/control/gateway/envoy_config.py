@@ -14,7 +14,12 @@ from string import Template
 import yaml
 
 from vlserve.control.gateway.envoy_clusters import Config
-from vlserve.control.gateway.envoy_routes import UNREADABLE_QUERY, api_page_origin
+from vlserve.control.gateway.envoy_routes import (
+    LONG_PATH,
+    MAX_PATH_BYTES,
+    UNREADABLE_QUERY,
+    api_page_origin,
+)
 from vlserve.control.gateway.envoy_tracing import with_tracing
 from vlserve.control.gateway.forwarded_headers import NOT_FOR_ENGINES
 from vlserve.errors import SettingsError
@@ -84,6 +89,9 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "shadow_log": str(shadow_log(settings)),
         "not_for_engines": NOT_FOR_ENGINES,
         "unreadable_query": UNREADABLE_QUERY,
+        "long_path": LONG_PATH,
+        "path_too_long": f"the path with its query is longer than {MAX_PATH_BYTES} bytes: send the "
+        "fields in the body, as a form or as JSON",
         "api_page": api_page_origin(settings),
         "page_reads": f"{headers.MODEL_VERSION}, {headers.REQUEST_ID}, server-timing",
         "engine_lua": str(settings.config_file("gateway/engine.lua")),
