@@ -149,6 +149,21 @@ def test_a_line_of_a_newer_schema_is_left_out_and_warned_of(
     assert "schema" in caplog.text
 
 
+def test_another_process_reads_the_answers_of_the_last_minutes_alone(log: Path) -> None:
+    answers, places = AnswerLog(log, "tagger", Cursor()), [Cursor()]
+    for minute in range(20):
+        with log.open("a", encoding="utf-8") as file:
+            file.write(answer(f"r{minute}", 1, scores={}))
+        answers.read()
+        begin = answers.begin_at(60.0 * minute)
+        places.append(end_of(log))
+        assert begin == places[max(0, minute - 9)]
+    another = AnswerLog(log, "tagger", begin)
+    another.read()
+    found = [minute for minute in range(20) if another.of(f"r{minute}", 1)]
+    assert found == list(range(10, 20))
+
+
 def test_a_request_id_that_came_twice_stands_for_neither(log: Path) -> None:
     log.write_text(answer("a", 1, scores={"x": 1.0}) * 2, encoding="utf-8")
     answers = AnswerLog(log, "tagger", Cursor())

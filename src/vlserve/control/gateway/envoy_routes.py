@@ -35,8 +35,8 @@ UNREADABLE_QUERY = r"\C*\?\C*%([0-9A-Fa-f]?|[0-9A-Fa-f]?[^0-9A-Fa-f]\C*)"
 """Matches a path with a % in its query that two hexadecimal digits do not follow."""
 
 MAX_PATH_BYTES = 4000
-"""Of a path with its query: TorchServe reads 4,096 bytes of a request's first line, and Triton 8 KiB
-of a request's head; what is longer they do not answer."""
+"""Of a path with its query: TorchServe reads 4,096 bytes of a request's first line, Triton twice as
+many; what is longer they do not answer."""
 LONG_PATH = r"\C{1000}" * (MAX_PATH_BYTES // 1000) + r"\C+"
 """Matches a path that is longer; 1,000 is the most that RE2 repeats."""
 

@@ -118,6 +118,7 @@ class ActiveRollout:
         )
         self._evaluated_at = moment
         after, copies = evaluate(rollout, before, logs, self._answers, conditions)
+        after = replace(after, answers=self._answers.begin_at(moment))
         ceiling = after.judge.policy.gates.score_distance.ceiling
         self._context.pairs.write(rollout, copies, ceiling)
         return after

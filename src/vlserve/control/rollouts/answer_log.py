@@ -1,6 +1,7 @@
 """The log of answers that the handlers write, by request and version."""
 
-from collections import OrderedDict
+import math
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from vlserve_worker.v2.messages import MAX_ITEMS
 
 KEPT = 20_000
 """Answers that are remembered; older ones are forgotten first."""
+REACH_S = 600.0
+"""How long ago an answer may have been logged that is still asked for: copies wait two minutes."""
 _UNKNOWN = 0
 OWN_FAULTS = frozenset(
     {ErrorCode.INFERENCE_FAILED, ErrorCode.ITEMS_TOO_LATE, ErrorCode.REQUEST_KILLED_WORKER}
@@ -38,16 +41,24 @@ class LoggedAnswer:
 
 
 class AnswerLog:
-    """The answers of one model, logged after ``begin``. After a restart of the control service all
-    of them are read again."""
+    """The answers of one model, logged after ``begin``."""
 
     def __init__(self, log: Path, model: str, begin: Cursor) -> None:
         self._log = log
         self._model = model
         self._containing = f'"{model}"'.encode()  # however a writer sets its spaces
         self._cursor = begin
+        self._places = deque([(-math.inf, begin)])
         self._by_request: OrderedDict[tuple[str, int], LoggedAnswer | None] = OrderedDict()
         self._items: OrderedDict[str, int] = OrderedDict()
+
+    def begin_at(self, moment: float) -> Cursor:
+        """Return where another process may begin to read: what lies before was read REACH_S ago and
+        is asked for no more. ``moment``: now, in s of a clock that does not step."""
+        self._places.append((moment, self._cursor))
+        while self._places[1][0] <= moment - REACH_S:
+            self._places.popleft()
+        return self._places[0][1]
 
     def read(self) -> None:
         """Read what was logged since the last call."""

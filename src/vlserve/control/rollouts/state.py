@@ -30,8 +30,9 @@ _LONGEST = 300  # characters of a reason: a state of another shape has hundreds 
 @dataclass(frozen=True, eq=False)
 class RolloutState:
     """``held_s``: time since the step's weight came into force, pauses not counted. ``requests``,
-    ``copies``: up to where the logs were read. ``answers``: where the rollout's answers begin.
-    ``starts``: which start of each process served the rollout last, so that a restart is noticed.
+    ``copies``: up to where the logs were read. ``answers``: where those begin that may still be
+    asked for. ``starts``: which start of each process served the rollout last, so that a restart is
+    noticed.
     """
 
     judge: JudgeState
