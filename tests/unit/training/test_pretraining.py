@@ -14,6 +14,8 @@ from vlserve.cli.finetuning import Run
 from vlserve.errors import TrainingError
 from vlserve.exporter.export import read_trained
 from vlserve.settings import Settings
+from vlserve.training.finetune import retrieval
+from vlserve.training.finetune.prepare import prepare
 from vlserve.training.finetune.run import dry_run
 
 pytestmark = pytest.mark.training
@@ -55,6 +57,28 @@ def test_what_is_pretrained_is_exported_and_resumed_to_the_same_bytes(
     case.run(tmp_path / "stopped", objective="pretrain", resume=True)
     weights = [(tmp_path / x / "model.safetensors").read_bytes() for x in ("whole", "stopped")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("objective", ["retrieve", "pretrain"])
+def test_an_epoch_reads_its_pairs_once_whatever_its_batches(
+    objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = prepared("albef", tmp_path)
+    files: list[Path] = []
+    corpus_of = retrieval.corpus_of
+
+    def counted(file: Any) -> Any:
+        files.append(file.path)
+        return corpus_of(file)
+
+    monkeypatch.setattr(retrieval, "corpus_of", counted)
+    for batch_size, batches in ((2, 8), (8, 2)):
+        files.clear()
+        arguments = (case.recipe, case.checkpoint, case.train, case.val, None, objective)
+        options = {"batch_size": batch_size, "queue_size": 8}
+        job = prepare(*arguments, options, 0, None).job
+        assert len(list(job.batches(0, 1))) == job.steps == batches
+        assert files == [case.train]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,14 +70,19 @@ class RetrievalJob:
 
     chosen_by = "mean_recall"
 
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Of the training file."""
+        return corpus_of(self.train.file)
+
     @property
     def steps(self) -> int:
-        return max(len(corpus_of(self.train.file).texts) // self.options.batch_size, 1)
+        return max(len(self.corpus.texts) // self.options.batch_size, 1)
 
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
         random = np.random.default_rng((seed, epoch))
-        corpus, size = corpus_of(self.train.file), self.options.batch_size
+        corpus, size = self.corpus, self.options.batch_size
         order = torch.randperm(len(corpus.texts), generator=generator).tolist()
         for step in range(self.steps):
             places = order[step * size : (step + 1) * size]
