@@ -111,11 +111,20 @@ def encode(
         partial.mkdir(parents=True)
         try:
             _write(encoder, {"image": samples.images, **text}, partial, on_read)
-            partial.rename(folder)
+            _appear(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     features = _read(folder, "features")
     return EncodedSamples({**features, **text}, samples.targets, _read(folder, "rows"))
+
+
+def _appear(partial: Path, folder: Path) -> None:
+    """Give a whole folder its name, unless another process was first: it made the same."""
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def _read(folder: Path, kind: Literal["features", "rows"]) -> dict[str, NDArray[Any]]:
