@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vlserve.training.distributed import gathered, is_first, rank
+from vlserve.training.distributed import gathered, is_first, rank, size
 from vlserve.training.optimisers import needs_second_order, new_optimiser, new_schedule
 from vlserve.training.options import TrainOptions
 from vlserve.training.state_file import (
@@ -141,6 +141,7 @@ def save_state(path: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
     """Write what `load_state` needs, and ``facts`` (JSON-ready) with it. All processes of a run
     call it, and the first one writes."""
     generators = gathered(random_state().unsqueeze(0))
+    gradients = _waiting_gradients(state)
     if not is_first():
         return
     tensors = {
@@ -148,19 +149,40 @@ def save_state(path: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
         **{f"average.{name}": value for name, value in state.average.state_dict().items()},
         **{_random(number): state for number, state in enumerate(generators)},
     }
-    gradients: dict[str, Tensor] = {}
-    if state.backwards:
-        parameters = state.network.named_parameters()
-        gradients = {f"gradient.{name}": x.grad for name, x in parameters if x.grad is not None}
     moments: dict[str, Tensor] = {}
     optimizer = flatten(state.optimizer.state_dict(), "optimizer.", moments)
     header = {
         "optimizer": optimizer,
         "scheduler": state.scheduler.state_dict(),
         "backwards": state.backwards,
+        "ranks": size(),
         "facts": dict(facts),
     }
     write_tensors(path, tensors | gradients | moments, {"state": json.dumps(header)})
+
+
+def _waiting_gradients(state: TrainState) -> dict[str, Tensor]:
+    """Return what waits for more, by its names in the file: between steps of the optimizer every
+    process has gradients of its own. All of them call it; the first one gets what it writes."""
+    if not state.backwards:
+        return {}
+    parameters = dict(state.network.named_parameters())
+    there = [[x.grad is not None for x in parameters.values()]]
+    has = gathered(torch.tensor(there, dtype=torch.uint8)).bool()  # (ranks, parameters)
+    gradients = {}
+    for place, (name, parameter) in enumerate(parameters.items()):
+        if not has[:, place].any():
+            continue
+        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for number, gradient in enumerate(gathered(own.unsqueeze(0))):
+            if is_first() and has[number, place]:
+                gradients[f"{_gradient(number)}{name}"] = gradient
+    return gradients
+
+
+def _gradient(number: int) -> str:
+    """Return what names of gradients of the process ``number`` begin with."""
+    return f"gradient{number or ''}."
 
 
 def _random(number: int) -> str:
@@ -187,7 +209,8 @@ def load_state(path: Path, state: TrainState) -> None:
     state.scheduler.load_state_dict(header["scheduler"])
     state.backwards = header.get("backwards", 0)
     state.random = tensors.get(_random(rank()), state.random)
-    for name, gradient in _below("gradient.", tensors).items():
+    number = rank() if rank() < header.get("ranks", 1) else 0  # earlier versions kept the first's
+    for name, gradient in _below(_gradient(number), tensors).items():
         state.network.get_parameter(name).grad = gradient
 
 

@@ -25,14 +25,14 @@ PATIENCE_S = 600
 """A hung process fails its test; nothing is judged by it."""
 
 
-def in_two_processes(folder: Path) -> None:
+def in_two_processes(folder: Path, *words: str) -> None:
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)), "WORLD_SIZE": "2"}
     path = os.pathsep.join(
         filter(None, (os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])))
     )
     processes = [
         subprocess.Popen(
-            [sys.executable, two_ranks.__file__, str(folder)],
+            [sys.executable, two_ranks.__file__, str(folder), *words],
             env={**environment(2), **address, "RANK": str(rank), "PYTHONPATH": path},
         )
         for rank in range(2)
@@ -76,6 +76,20 @@ def test_two_processes_train_as_one_with_the_joint_batch(tmp_path: Path) -> None
             2,
         ]
         assert float(dump["gradient"]) == 2.0 and dump["any"]  # of both ranks' sums
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_gradients_that_wait_are_each_process_s_own(tmp_path: Path) -> None:
+    """A run that is stopped between two steps of the optimizer goes on to the same bytes."""
+    folders = [tmp_path / "whole", tmp_path / "stopped"]
+    for folder in folders:
+        folder.mkdir()
+    in_two_processes(tmp_path, "stopped")
+    for name in ("model.safetensors", "last.safetensors"):
+        whole, stopped = (load_file(folder / name) for folder in folders)
+        assert whole.keys() == stopped.keys()
+        assert [key for key, tensor in whole.items() if not tensor.equal(stopped[key])] == []
 
 
 @pytest.mark.long

@@ -20,6 +20,7 @@ from vlserve.training.optimisers import OPTIMISERS, SCHEDULES, layer_depths, par
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.run import best_epoch, train
 from vlserve.training.state import load_facts, load_state, new_state, save_state
+from vlserve.training.state_file import read_header
 
 STEPS = 4
 
@@ -317,3 +318,23 @@ def test_a_state_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
         step(training_state, 1, seed=7)
     after = (dict(state.network.named_parameters()), dict(second_state.network.named_parameters()))
     assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+
+
+def test_gradients_that_an_earlier_version_kept_are_read_by_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept those of the first process alone."""
+    file = tmp_path / "last.safetensors"
+    state, second_state = (new_state(job().trained, options(accumulate=2), 10) for _ in range(2))
+    step(state, 1)
+    save_state(file, state, {"epochs": []})
+    header = read_header(file)
+    assert header.pop("ranks") == 1
+    save_file(load_file(file), file, metadata={"state": json.dumps(header)})
+    monkeypatch.setattr("vlserve.training.state.rank", lambda: 1)
+    load_state(file, second_state)
+    expected = {name: x.grad for name, x in state.network.named_parameters()}
+    actual = {name: x.grad for name, x in second_state.network.named_parameters()}
+    assert second_state.backwards == 1 and len(expected) == 4
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=0, atol=0)
