@@ -135,6 +135,7 @@ def _peak_mib() -> float:
 Request = tuple[Mapping[str, str], bytes]
 TYPE = "x-vlserve-content-type"
 ENCODING = "x-vlserve-content-encoding"
+URLENCODED = "application/x-www-form-urlencoded"
 
 
 def _as_json(raw: bytes) -> Request:
@@ -258,8 +259,12 @@ REQUESTS: Mapping[str, tuple[Callable[[], Request], str]] = {
         "answered",
     ),
     "form: 10 million percent signs": (
-        lambda: ({TYPE: "application/x-www-form-urlencoded"}, b"text=" + b"%41" * 10_000_000),
+        lambda: ({TYPE: URLENCODED}, b"text=" + b"%41" * 10_000_000),
         "body_too_complex",
+    ),
+    "form: 32 MB of bytes beside an escape": (
+        lambda: ({TYPE: URLENCODED}, b"text=%41" + b"a\xff" * 16_700_000),
+        "text_unreadable",
     ),
     "form: 31 MB of boundaries": (
         lambda: (

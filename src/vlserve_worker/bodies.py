@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Mapping, MutableSequence
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 from multipart import (
     MultipartError,
@@ -320,17 +320,22 @@ def _fields(raw: bytes | bytearray, where: str) -> Parts:
         )
     if raw.count(b"&") >= MAX_PARTS:
         raise BodyRefused(f"the {where} has more than {MAX_PARTS} fields")
-    text = raw.decode("utf-8", "surrogateescape")
-    if "=" not in text or any(pair and "=" not in pair for pair in text.split("&")):
+    pairs = [pair.partition(b"=") for pair in bytes(raw).split(b"&") if pair]
+    if not pairs or not all(equals for _, equals, _ in pairs):
         raise BodyRefused(f"the {where} is not written name=value&name=value")
     parts: Parts = {}
-    for name, value in parse_qsl(
-        text, keep_blank_values=True, errors="surrogateescape", separator="&"
-    ):
+    for quoted_name, _, value in pairs:
+        name = _unquoted(quoted_name).decode("utf-8", "surrogateescape")
         if name in parts:
             raise BodyRefused(f"the {where} has the field {quoted(name)} twice")
-        parts[name] = bytearray(value.encode("utf-8", "surrogateescape"))
+        parts[name] = bytearray(_unquoted(value))
     return parts
+
+
+def _unquoted(raw: bytes) -> bytes:
+    """Return what was percent-encoded. As text, urllib would take it apart at each byte that is no
+    ASCII, for 60 bytes of memory each."""
+    return unquote_to_bytes(raw.replace(b"+", b" "))
 
 
 def _options(content_type: str) -> dict[str, str]:

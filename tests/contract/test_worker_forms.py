@@ -1,9 +1,10 @@
 """Forms as the gateway hands them over: plain bytes, and their content type in a header."""
 
 import gzip
+import tracemalloc
 from collections.abc import Mapping
 from contextlib import suppress
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 from hypothesis import given
@@ -74,6 +75,43 @@ def test_bytes_come_out_as_they_went_in(parts: dict[str, bytes], boundary: str) 
 def test_an_urlencoded_form_is_read_too(parts: dict[str, bytes], content_type: str) -> None:
     body = bytearray(urlencode(parts).encode())
     assert unwrapped(body, content_type) == {"top_k": b"3"} | parts
+
+
+BYTES = [bytes([byte]) for byte in b"&=+%;a\xff"]
+FRAGMENTS = [*BYTES, b"%41", b"%c3", b"%A9", b"%zz", b"\xc3\xa9"]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=2), max_size=12))
+def test_an_urlencoded_form_is_read_as_urllib_reads_it(fragments: list[bytes]) -> None:
+    raw = b"".join(fragments)
+    pairs = [
+        tuple(text.encode("utf-8", "surrogateescape") for text in pair)
+        for pair in parse_qsl(
+            raw.decode("utf-8", "surrogateescape"),
+            keep_blank_values=True,
+            errors="surrogateescape",
+        )
+    ]
+    has_names = all(b"=" in pair for pair in raw.split(b"&") if pair)
+    expected = dict(pairs)
+    if not has_names or not pairs or len(expected) < len(pairs):
+        with pytest.raises(bodies.BodyRefused):
+            bodies.read_urlencoded(bytearray(raw), URLENCODED)
+        return
+    fields = bodies.read_urlencoded(bytearray(raw), URLENCODED)
+    assert {name.encode("utf-8", "surrogateescape"): fields[name] for name in fields} == expected
+
+
+def test_bytes_beside_an_escape_cost_no_more_than_others() -> None:
+    body = bytearray(b"text=%41" + b"a\xff" * 100_000)
+    tracemalloc.start()
+    try:
+        fields = bodies.read_urlencoded(body, URLENCODED)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert fields == {"text": b"A" + b"a\xff" * 100_000}
+    assert peak < 8 * len(body)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,18 @@
 """Requests as TorchServe hands them to a handler; held against a stock one in make test-long."""
 
+import tracemalloc
+from urllib.parse import unquote_plus
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from support.legacy_exchanges import END, FORM, part
 from vlserve.runtime.exchange import ExchangeFields, unpacked_headers
 from vlserve.runtime.legacy_request import MAX_PARTS, LegacyRequest, legacy_request
+
+URLENCODED = "application/x-www-form-urlencoded"
+FRAGMENTS = ("%", "%41", "%c3", "%A9", "%e2%82", "%ed%a0", "%zz", "+", "a", "4", "é", "€", "\ufffd")
 
 
 def _read(
@@ -74,11 +82,34 @@ def test_a_form_that_is_cut_short_is_no_error() -> None:
 def test_fields_beyond_the_most_are_passed_over() -> None:
     fields = b"&".join(b"f%d=1" % number for number in range(MAX_PARTS + 1))
 
-    assert list(_read(fields, "application/x-www-form-urlencoded").data)[-1] == f"f{MAX_PARTS - 1}"
+    assert list(_read(fields, URLENCODED).data)[-1] == f"f{MAX_PARTS - 1}"
 
 
 def test_json_that_is_sent_as_a_form_is_lost() -> None:
-    assert _read(b'{"a": 1}', "application/x-www-form-urlencoded").data == {}
+    assert _read(b'{"a": 1}', URLENCODED).data == {}
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=2), max_size=9))
+def test_a_field_is_read_as_urllib_reads_it(fragments: list[str]) -> None:
+    text = "".join(fragments).replace("&", "").replace("=", "")
+    raw = b"=".join([text.encode("utf-8", "surrogatepass")] * 2)
+    seen = raw.decode("utf-8", "replace").partition("=")[0]
+
+    assert _read(raw, URLENCODED).data == {unquote_plus(seen): unquote_plus(seen).encode()}
+
+
+@pytest.mark.parametrize("text", [b"%41" * 100_000, b"%" * 200_000, b"%41" + b"a\xff" * 100_000])
+def test_a_field_costs_no_objects_for_its_escapes(text: bytes) -> None:
+    body = b"text=" + text
+    tracemalloc.start()
+    try:
+        request = _read(body, URLENCODED)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert list(request.data) == ["text"]
+    assert peak < 25 * len(body)
 
 
 def test_a_header_is_found_whatever_its_case() -> None:
