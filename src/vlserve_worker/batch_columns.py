@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vlserve.runtime.errors import ErrorCode
+from vlserve_worker.batch_order import ROW_MARK
 from vlserve_worker.batch_videos import IMAGE, VIDEO, Covers
 from vlserve_worker.storage import AnyPath, path_of, read_range
 from vlserve_worker.video import Place, VideoError
@@ -54,8 +55,8 @@ class InputRow:
             return self.error
         fields = dict(self.fields)
         for name, (path, offset, size) in self.files.items():
-            place = path_of(path)
             try:
+                place = path_of(path)
                 if name == VIDEO and isinstance(place, Path):
                     fields[VIDEO] = Place(place, offset, size)
                 else:
@@ -109,15 +110,24 @@ class Columns:
             yield self._row(line, number, folder)
 
     def _row(self, line: Any, number: int, folder: AnyPath) -> InputRow:
+        row = InputRow(str(number), number)
         try:
             values, files, why = _parsed(line)
+            if values.get(self.id) is not None:
+                row.id = str(values[self.id])
+            row.kept = {name: values.get(name) for name in self.keep}
+            if not why:
+                row.fields, row.files, why = self._fields_of(values, files, folder)
         except (ValueError, RecursionError) as error:
-            return _refused(str(number), number, {}, f"the row cannot be read: {error}")
-        row_id = values.get(self.id)
-        row_id = str(number) if row_id is None else str(row_id)
-        columns = {name: values.get(name) for name in self.keep}
+            why = f"the row cannot be read: {error}"
         if why:
-            return _refused(row_id, number, columns, why)
+            row.error = ItemError(ErrorCode.BODY_UNREADABLE, why)
+        return row
+
+    def _fields_of(
+        self, values: Mapping[str, Any], files: Mapping[str, Any], folder: AnyPath
+    ) -> tuple[Mapping[str, Any], Mapping[str, tuple[str, int, int]], str]:
+        """Return a request's fields, its files, and why there is none, empty where there is."""
         fields: dict[str, Any] = {}
         places = {name: (str(path), int(at), int(size)) for name, (path, at, size) in files.items()}
         for column, value in values.items():
@@ -127,11 +137,11 @@ class Columns:
             if name.endswith(PATH_SUFFIX):
                 name = name.removesuffix(PATH_SUFFIX)
                 if not isinstance(value, str):
-                    return _refused(row_id, number, columns, f"{column} must be a path")
+                    return {}, {}, f"{column} must be a path"
                 places[name] = (str(folder / value), 0, -1)
             else:
                 fields[name] = _bytes_of(value)
-        return InputRow(row_id, number, fields, columns, places)
+        return fields, places, ""
 
 
 def _is_absent(name: str, value: Any) -> bool:
@@ -153,13 +163,8 @@ def _parsed(line: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
         values, why = line
         return values, {}, why
     row = json.loads(line)
+    if line.startswith(ROW_MARK):
+        return row.get("columns", {}), row.get("files", {}), row.get("error", "")
     if not isinstance(row, dict):
         raise ValueError("it is no JSON object")
-    if row.keys() <= {"columns", "files", "error"} and row:  # as the driver writes it
-        return row.get("columns", {}), row.get("files", {}), row.get("error", "")
     return row, {}, ""
-
-
-def _refused(row_id: str, number: int, columns: Mapping[str, Any], why: str) -> InputRow:
-    error = ItemError(ErrorCode.BODY_UNREADABLE, why)
-    return InputRow(row_id, number, kept=columns, error=error)

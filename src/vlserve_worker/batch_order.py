@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+ROW_MARK = b"\t"
+"""What a spooled line begins with that the driver has written. The input's own lines are stripped
+of blanks, so none of them begins so, whatever is in it."""
+
 
 @dataclass(frozen=True)
 class Order:

@@ -51,7 +51,7 @@ def answer_offline(
         with file.open("w", encoding="utf-8") as lines:
             for item in items:
                 ids.append(item["id"])
-                lines.write(json.dumps({"columns": item["fields"]}) + "\n")
+                lines.write(json.dumps(item["fields"]) + "\n")
         out = Path(scratch) / "out"
         try:
             crewing = Crewing(1, threads, ITEM_TIMEOUT_S, batch_size)

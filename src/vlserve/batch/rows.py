@@ -1,8 +1,8 @@
 """Rows of text files, tar shards and folders, as lines for the workers.
 
-A line is JSON: ``{"columns": {name: value}, "files": {name: [path, offset, size]}}``, where
-``files`` are fields whose bytes lie in a file; or ``{"error": why}`` for a row that cannot be read;
-or, of JSONL, the input's own line. Parquet is read by the workers themselves.
+A line is the input's own, of JSONL; or ROW_MARK and JSON: ``{"columns": {name: value}, "files":
+{name: [path, offset, size]}}``, where ``files`` are fields whose bytes lie in a file, or
+``{"error": why}`` for a row that cannot be read. Parquet is read by the workers themselves.
 """
 
 import csv
@@ -21,6 +21,7 @@ from vlserve.errors import DataError
 from vlserve.extras import require_extras
 from vlserve.text_files import encoding_hint
 from vlserve_worker import video
+from vlserve_worker.batch_order import ROW_MARK
 from vlserve_worker.storage import READ_BYTES, AnyPath, name_below, read_range
 
 MAX_LINE_BYTES = 64 * 1024**2
@@ -80,7 +81,7 @@ def read_lines(source: Source, reading: Reading | None = None) -> Iterator[bytes
             case _:
                 members = _tar_members if source.kind is Kind.TAR else _folder_members
                 for row in _grouped(members(source.path, reading)):
-                    yield json.dumps(row, ensure_ascii=False).encode()
+                    yield _line(row)
     except UnicodeDecodeError as error:
         hint = encoding_hint(source.path) if isinstance(source.path, Path) else ""
         why = f"it is not UTF-8 at byte {error.start}{hint}"
@@ -111,7 +112,7 @@ def _jsonl_lines(path: AnyPath, reading: Reading) -> Iterator[bytes]:
     with _opened(path, reading) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
-                yield _error(f"the line has more than {MAX_LINE_BYTES} bytes")
+                yield _line({"error": f"the line has more than {MAX_LINE_BYTES} bytes"})
                 while line and not line.endswith(b"\n"):
                     line = file.readline(MAX_LINE_BYTES)
                 continue
@@ -136,15 +137,14 @@ def _csv_lines(path: AnyPath, delimiter: str, reading: Reading) -> Iterator[byte
                 continue
             if len(row) != len(heads):
                 why = f"the row has {len(row)} columns, and the first line {len(heads)}"
-                yield _error(f"{why} (line {reader.line_num})")
+                yield _line({"error": f"{why} (line {reader.line_num})"})
                 continue
-            yield json.dumps(
-                {"columns": dict(zip(heads, row, strict=True))}, ensure_ascii=False
-            ).encode()
+            yield _line({"columns": dict(zip(heads, row, strict=True))})
 
 
-def _error(why: str) -> bytes:
-    return json.dumps({"error": why}).encode()
+def _line(row: Mapping[str, Any]) -> bytes:
+    # half of a surrogate pair, which JSON and names of files may hold, stays an escape
+    return ROW_MARK + json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def _tar_members(path: AnyPath, reading: Reading) -> Iterator[Member]:

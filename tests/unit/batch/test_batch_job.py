@@ -118,9 +118,10 @@ def test_a_bad_row_has_an_error_of_its_own(covers: Path, run: Run, tmp_path: Pat
     file = write_jsonl(covers / "bad.jsonl", rows)
     with file.open("a", encoding="utf-8") as more:
         more.write('[1]\n{"id": 12\n\n{"id": 14, "img": "cover0.jpg", "text": "a"}\n')
+        more.write('{"files": ["a.jpg"]}\n{"columns": "x"}\n')
     report = run(file)
     results = output(tmp_path / "out")
-    assert [row["row"] for row in results] == list(range(15))
+    assert [row["row"] for row in results] == list(range(17))
     codes = {row["row"]: row["error_code"] for row in results if "error_code" in row}
     assert codes == {
         1: "image_unreadable",
@@ -131,10 +132,12 @@ def test_a_bad_row_has_an_error_of_its_own(covers: Path, run: Run, tmp_path: Pat
         6: "image_unreadable",
         12: "body_unreadable",
         13: "body_unreadable",
+        15: "field_invalid",
+        16: "field_invalid",
     }
     assert all(row["error_message"] for row in results if "error_code" in row)
     assert results[14]["id"] == "14" and results[14]["tags"]
-    assert (report["rows"], report["failed"]) == (15, 8)
+    assert (report["rows"], report["failed"]) == (17, 10)
 
 
 def test_a_row_that_kills_its_worker_is_alone_with_its_error(

@@ -33,7 +33,7 @@ def test_rows_have_the_answers_of_their_task(kind: str, format: str, tmp_path: P
     pipeline = pipeline_of(kind, tmp_path)
     requests = [question.fields() for question in questions_of(pipeline.manifest)]
     answers = [pipeline.run([Request(fields)]).answers[0] for fields in requests]
-    spool = write_jsonl(tmp_path / "spool.jsonl", [{"columns": fields} for fields in requests])
+    spool = write_jsonl(tmp_path / "spool.jsonl", requests)
     out = tmp_path / "out"
     (out / ".vlserve" / "receipts").mkdir(parents=True)
     columns = Columns("id", {}, (), list(pipeline.task.fields.model_fields))

@@ -106,13 +106,14 @@ def test_members_of_a_shard_are_grouped_by_key(tmp_path: Path) -> None:
         "s/3.txt": b"x" * (rows.MAX_MEMBER_BYTES + 1),
         "s/4.json": b"[]",
         "s/5.json": b'{"text": ' + b"[" * 100_000,
+        "s/6.json": b'{"text": "\\ud800"}',
     }
     with tarfile.open(tmp_path / "a.tar", "w") as shard:
         for name, content in members.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             shard.addfile(entry, BytesIO(content))
-    first, second, large, wrong, deep = lines_of(tmp_path / "a.tar")
+    first, second, large, wrong, deep, half = lines_of(tmp_path / "a.tar")
     assert first["columns"] == {"id": "s/1", "text": "a", "n": 3}
     path, offset, size = first["files"]["image"]  # type: ignore[index]
     assert Path(path).read_bytes()[offset : offset + size] == b"one"
@@ -123,6 +124,7 @@ def test_members_of_a_shard_are_grouped_by_key(tmp_path: Path) -> None:
         "error": "s/4.json cannot be read: it is no JSON object",
     }
     assert str(deep["error"]).startswith("s/5.json cannot be read: maximum recursion depth")
+    assert half["columns"] == {"id": "s/6", "text": "\ud800"}
 
 
 def test_parts_grow_and_count_rows_over_all_files(tmp_path: Path) -> None:
