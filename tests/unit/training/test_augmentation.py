@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from support.tiny_models import EXPORT
 from vlserve.data.look.lengths import characters
 from vlserve.data.look.page import render_page
 from vlserve.data.look.report import look_at
 from vlserve.errors import DataError, SettingsError
+from vlserve.exporter.recipe import load_recipe
 from vlserve.runtime.manifest import ImageInput
 from vlserve.training.augmentation.images import (
     OPERATIONS,
@@ -31,8 +33,10 @@ from vlserve.training.augmentation.texts import (
     sides_swapped,
     words_of,
 )
-from vlserve.training.finetune.item_augmentation import ItemChanges, item_changes
+from vlserve.training.finetune.item_augmentation import CHANGES, ItemChanges, item_changes
 from vlserve.training.finetune.plan import FinetuneOptions
+from vlserve.training.finetune.run import dry_run
+from vlserve.training.presets import PRESETS
 
 BOX = (0.25, 0.375, 0.5, 0.625)
 GEOMETRIC = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
@@ -214,3 +218,21 @@ def test_the_look_shows_a_sheet(tmp_path: Path) -> None:
     assert "changed by blip" in page and "the dog on the right" in page
     with pytest.raises(SettingsError, match="no augmentation x: there are albef"):
         render_page(report, "x")
+
+
+@pytest.mark.parametrize("family", ["vilbert", "visualbert", "visualbert_coattention", "s2", "m2"])
+def test_families_that_learn_from_features_refuse_changes_of_items(
+    family: str, tmp_path: Path
+) -> None:
+    files = [tmp_path / name for name in ("model.safetensors", "train.jsonl", "val.jsonl")]
+    for options, named in (
+        ({"augmentation": "eda"}, "augmentation"),
+        ({"synonyms": "words.txt", "translator": "words.py"}, "synonyms, translator"),
+    ):
+        with pytest.raises(SettingsError, match=f"{named}: items of {family} are features"):
+            dry_run(load_recipe(family, EXPORT), *files, options=options)
+
+
+def test_presets_change_items_of_images_alone() -> None:
+    changing = {each.family for each in PRESETS.values() if set(CHANGES) & set(each.options)}
+    assert changing == {"albef", "blip"}

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vlserve.errors import SettingsError
 from vlserve.runtime.manifest import ImageInput
 from vlserve.training.augmentation.presets import Changes, augmentation_of
 from vlserve.training.augmentation.texts import load_translator, read_synonyms
@@ -16,6 +17,8 @@ from vlserve.training.finetune.plan import FinetuneOptions, Objective
 
 WITHOUT_FLIP: tuple[Objective, ...] = ("answer", "reason")
 """Their answers, and which image is the left one, would have to be mirrored too."""
+CHANGES = ("augmentation", "synonyms", "translator")
+"""Options that say what is changed."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,14 @@ def item_changes(
     synonyms = read_synonyms(options.synonyms) if options.synonyms else {}
     translator = load_translator(options.translator) if options.translator else None
     return ItemChanges(image, Changes(own, synonyms, translator))
+
+
+def refuse_changes(options: FinetuneOptions, family: str) -> None:
+    """Refuse what changes items for a family that learns from features. SettingsError names the
+    options."""
+    given = [name for name in CHANGES if getattr(options, name) is not None]
+    if given:
+        raise SettingsError(
+            f"training options: {', '.join(given)}: items of {family} are features and their "
+            f"texts, which are not changed: leave {'it' if len(given) == 1 else 'them'} out"
+        )

@@ -19,7 +19,11 @@ from vlserve.training.evaluators.items import AnswerItem, read_task_file
 from vlserve.training.finetune.captioner import captioner_job, read_features
 from vlserve.training.finetune.data import TaskData, read_data
 from vlserve.training.finetune.initial_network import Start, start_from
-from vlserve.training.finetune.item_augmentation import ItemChanges, item_changes
+from vlserve.training.finetune.item_augmentation import (
+    ItemChanges,
+    item_changes,
+    refuse_changes,
+)
 from vlserve.training.finetune.jobs import AnswerJob, CaptionJob, ClassJob, Items, Words
 from vlserve.training.finetune.plan import (
     CaptionerPlan,
@@ -72,6 +76,8 @@ def prepare(
     SettingsError (options), DataError, CheckpointMismatch and ExportError."""
     plan, target = plan_of(recipe, objective)
     finetune_options = parse_options(FinetuneOptions, options or {})
+    if not isinstance(plan, VisionTextPlan):
+        refuse_changes(finetune_options, recipe.spec.family)
     # a decoder writes answers, and needs no row for each
     least = 1 if isinstance(plan, VisionTextPlan) else finetune_options.least_answers
     names = partial(names_of, train_file, target, least)
