@@ -203,6 +203,9 @@ def train(
             save_state(out / LAST, state, {**facts, "epochs": epochs})
             watch.epoch(epochs[-1], figures)
             place = Place(place.epoch + 1)
+            if on_any(stop.is_set()):  # in its last step, or while it was measured
+                watch.draw()
+                raise KeyboardInterrupt
         watch.draw()
     barrier()
     return epochs

@@ -40,14 +40,14 @@ class LineJob:
     trained: nn.Module
     at: Any = lambda step: None
     rows: int = 4
+    steps: int = STEPS
     done: list[int] = field(default_factory=list)
 
-    steps = STEPS
     chosen_by = "fit"
 
     def batches(self, seed: int, epoch: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(1000 * seed + epoch)
-        for _ in range(STEPS):
+        for _ in range(self.steps):
             yield torch.rand(self.rows, 3, generator=generator)
 
     def losses(self, network: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:
@@ -104,6 +104,26 @@ def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bytes(
     assert files(part) == files(whole)
     tensors = [(folder / "last.safetensors").read_bytes() for folder in (whole, part)]
     assert tensors_of(tensors[0]) == tensors_of(tensors[1])
+
+
+@pytest.mark.parametrize("steps, last", [(1, 2), (STEPS, 2 * STEPS)], ids=["of-one", "of-some"])
+def test_ctrl_c_in_the_last_step_of_an_epoch_ends_the_run_after_that_epoch(
+    steps: int, last: int, tmp_path: Path
+) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, part):
+        folder.mkdir()
+    train(job(steps=steps), options(), 1, whole, facts={})
+    ctrl_c = job(
+        at=lambda step: os.kill(os.getpid(), signal.SIGINT) if step == last else None, steps=steps
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(ctrl_c, options(), 1, part, facts={})
+    assert len(ctrl_c.done) == last
+    assert [epoch["epoch"] for epoch in load_facts(part / "last.safetensors")["epochs"]] == [1, 2]
+    second_job = job(steps=steps)
+    train(second_job, options(), 1, part, facts={}, resume=True)
+    assert len(second_job.done) == steps and files(part) == files(whole)
 
 
 def tensors_of(raw: bytes) -> bytes:
