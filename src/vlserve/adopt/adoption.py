@@ -18,7 +18,7 @@ from vlserve.adopt.checks import (
 )
 from vlserve.adopt.legacy_archive import LegacyArchive, open_legacy
 from vlserve.adopt.model_config import ModelConfig, from_entries, read_model_config
-from vlserve.adopt.recording import Recorded, recorded_by_itself, recorded_from
+from vlserve.adopt.recording import Recorded, bare, recorded_by_itself, recorded_from
 from vlserve.adopt.requests import read_calls
 from vlserve.adopt.server_settings import ServerSettings, read_server_settings
 from vlserve.errors import NotAdopted
@@ -89,10 +89,10 @@ def adopt(
         show("asking the handler")
         recording = recorded_by_itself(trial, calls, predictions)
         if wishes.record:
-            show(f"asking {wishes.record}")
+            show(f"asking {bare(wishes.record)}")
             recording, own = recorded_from(wishes.record, calls), recording
             warnings += tuple(_differences(recording, own))
-            origin = origin.model_copy(update={"recorded_from": wishes.record})
+            origin = origin.model_copy(update={"recorded_from": bare(wishes.record)})
         probes = [
             Probe(fields=call.fields(predictions), answer=dict(answer)).model_dump()
             for call, answer in recording

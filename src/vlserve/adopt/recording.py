@@ -25,6 +25,12 @@ _OF_THE_SERVER = frozenset(
 Recorded = list[tuple[LegacyCall, Mapping[str, Any]]]
 
 
+def bare(url: str) -> str:
+    """Return a URL without what may be a secret in it: user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def recorded_from(url: str, calls: Sequence[LegacyCall]) -> Recorded:
     """Send each request to ``url``, the predictions of the model where it is served now.
 
@@ -32,7 +38,7 @@ def recorded_from(url: str, calls: Sequence[LegacyCall]) -> Recorded:
         NotAdopted: it does not answer, or answers a request in two ways.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise NotAdopted(f"--record {url}: give the URL of the model's predictions, http://…")
+        raise NotAdopted(f"--record {bare(url)}: give the URL of the model's predictions, http://…")
     with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
         rounds = [[_asked(client, url, call) for call in calls] for _ in range(2)]
     return _settled(calls, *rounds)
@@ -60,11 +66,11 @@ def _asked(client: httpx.Client, url: str, call: LegacyCall) -> Mapping[str, Any
         response = client.post(url, content=call.content, headers=call.headers)
     except httpx.HTTPError as error:
         raise NotAdopted(
-            f"{url} does not answer {call.called}: {error or type(error).__name__}"
+            f"{bare(url)} does not answer {call.called}: {error or type(error).__name__}"
         ) from error
     if response.status_code in (401, 404) or response.status_code >= 500:
         raise NotAdopted(
-            f"{url} answers {call.called} with {response.status_code}: {response.text[:200]}"
+            f"{bare(url)} answers {call.called} with {response.status_code}: {response.text[:200]}"
         )
     headers = {
         name: value for name, value in response.headers.items() if name not in _OF_THE_SERVER

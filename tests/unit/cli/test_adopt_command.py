@@ -95,9 +95,12 @@ def test_answers_of_the_former_server_become_the_probes_and_differences_are_told
 ) -> None:
     archive = _store(tmp_path / "store") / "One.mar"
 
-    result = run("adopt", str(archive), "--record", former, "--out", str(tmp_path))
+    secret = former.replace("http://", "http://bob:s3cret@") + "?token=s3cret"
+    result = run("adopt", str(archive), "--record", secret, "--out", str(tmp_path))
 
     assert result.code == 0, result.err
+    assert "s3cret" not in result.out + result.err
+    assert "s3cret" not in manifest_of(tmp_path / "one-1.mar").model_dump_json()
     assert "is answered otherwise here than by the server it was recorded from" in result.err
     assert f"answered by {former}" in result.out
     (probe,) = manifest_of(tmp_path / "one-1.mar").probes
@@ -107,8 +110,10 @@ def test_answers_of_the_former_server_become_the_probes_and_differences_are_told
 def test_a_former_server_that_does_not_answer_is_told(run: Run, tmp_path: Path) -> None:
     archive = _store(tmp_path / "store") / "One.mar"
 
-    result = run("adopt", str(archive), "--record", "http://127.0.0.1:9/x", "--out", str(tmp_path))
+    url = "http://bob:s3cret@127.0.0.1:9/x?token=s3cret"
+    result = run("adopt", str(archive), "--record", url, "--out", str(tmp_path))
 
+    assert "s3cret" not in result.out + result.err
     assert "http://127.0.0.1:9/x does not answer an empty JSON object" in result.line
 
 
