@@ -185,9 +185,11 @@ class NamedKeys:
             try:
                 self._in_force = tuple(key for key in self._read() if key.sha256)
                 self._trouble = ""
+                self._seen = identity
             except NamedKeysError as error:
                 self._in_force, self._trouble = (), f"no named key is in force: {error}"
-            self._seen = identity
+                passes = isinstance(error.__cause__, OSError)  # as while descriptors are short
+                self._seen = None if passes else identity
         return self._in_force
 
     def _read(self) -> tuple[NamedKey, ...]:

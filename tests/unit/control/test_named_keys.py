@@ -1,6 +1,8 @@
 """The file of named keys: names, limits, hashes, and two commands at once."""
 
+import errno
 import json
+import os
 import stat
 import threading
 from pathlib import Path
@@ -112,3 +114,19 @@ def test_a_key_with_the_owner_s_role_in_the_file_is_not_the_owner_s(tmp_path: Pa
     contents["keys"][0]["roles"] = ["read", "owner"]
     file.write_text(json.dumps(contents), encoding="utf-8")
     assert keys.holder_of(key) is None and "owner" in keys.trouble()
+
+
+def test_keys_that_could_not_be_read_for_a_moment_are_in_force_again(
+    keys: NamedKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keys.add("anna", [])
+    with monkeypatch.context() as patch:
+        patch.setattr("vlserve.control.named_keys.os.open", _no_descriptor)
+        assert keys.holder_of(key) is None
+        assert "Too many open files" in keys.trouble()
+    assert keys.holder_of(key) is not None
+    assert keys.trouble() == ""
+
+
+def _no_descriptor(*_: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
