@@ -14,10 +14,10 @@ transformers' layout (Salesforce/blip-*, with transformers' config.json) are rea
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from vlserve.errors import ExportError
@@ -119,6 +119,14 @@ class Config(VisionTextConfig):
     prompt: str = "a picture of "
     """What captions begin with, and clients do not see."""
     writing: Writing | None = None
+
+    @model_validator(mode="after")
+    def _layers_all_look_at_the_image(self) -> Self:
+        for part, bert in (("encoder", self.encoder), ("decoder", self.decoder)):
+            for name in ("token_types", "first_cross_layer"):
+                if bert and getattr(bert, name):
+                    raise ValueError(f"{part}.{name} must be 0")
+        return self
 
 
 class TextGraph(nn.Module):

@@ -30,6 +30,13 @@ class AlbefConfig(VisionTextConfig):
     grad_cam_layer: int = Field(default=8, ge=0)
 
     @model_validator(mode="after")
+    def _encoder_reads_text_alone_first(self) -> Self:
+        for name in ("token_types", "first_cross_layer"):
+            if getattr(self.encoder, name) < 1:
+                raise ValueError(f"encoder.{name} must be 1 or more")
+        return self
+
+    @model_validator(mode="after")
     def _grad_cam_layer_exists(self) -> Self:
         itm = self.grad_cam == "itm"
         first = self.encoder.first_cross_layer if itm else 0

@@ -213,6 +213,13 @@ def test_a_config_that_cannot_work_says_why() -> None:
             RECIPE.complete_config(FIELDS | changes, state, Path())
 
 
+@pytest.mark.parametrize("name", ["token_types", "first_cross_layer"])
+def test_a_new_network_whose_encoder_cannot_work_names_the_field(name: str) -> None:
+    config = CONFIG | {"task": "entail", "classes": 3, "encoder": BERT | {name: 0}}
+    with pytest.raises(ExportError, match=f"encoder.{name} must be 1 or more"):
+        RECIPE.build(config)
+
+
 def test_there_is_nothing_to_answer_with_without_answers(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="names no answers"):
         RECIPE.serve(of_task("answer", answers=[]).config, tmp_path)

@@ -240,6 +240,14 @@ def test_a_config_that_cannot_work_says_why(tmp_path: Path) -> None:
             RECIPE.serve(short | {"vocabulary": vocabulary}, tmp_path)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", ["token_types", "first_cross_layer"])
+def test_a_new_network_that_blip_cannot_be_names_the_field(part: str, name: str) -> None:
+    config = CONFIG | TASKS["answer"] | {"task": "answer", part: BERT | {name: 1}}
+    with pytest.raises(ExportError, match=f"{part}.{name} must be 0"):
+        RECIPE.build(config)
+
+
 def test_what_a_task_is_told(tmp_path: Path) -> None:
     (tmp_path / "assets").mkdir()
     ranker = RECIPE.serve(of_task("answer").config, tmp_path / "assets")
