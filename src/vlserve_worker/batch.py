@@ -25,6 +25,7 @@ from vlserve.runtime.pipeline import Pipeline
 from vlserve_worker.adopted import is_adopted
 from vlserve_worker.batch_columns import Columns, InputRow, ItemError
 from vlserve_worker.batch_files import (
+    OWN_COLUMNS,
     OutputRow,
     read_output,
     read_parquet,
@@ -39,7 +40,7 @@ from vlserve_worker.video import FrameChoice
 
 WINDOW_BATCHES = 8
 """Batches of rows that are read ahead, so that those of like length share a batch."""
-ROW_ID, ROW, CODE, MESSAGE = "id", "row", "error_code", "error_message"
+ROW_ID, ROW, CODE, MESSAGE = OWN_COLUMNS
 BEAT_S = 1.0
 MOST_TRIES = {"worker_killed": 2}
 """How often a row runs alone, by how its worker ended: a worker may be killed for no fault of the

@@ -2,7 +2,7 @@
 
 import json
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Union, get_args, get_origin
 
@@ -16,8 +16,21 @@ if TYPE_CHECKING:
 OutputRow = dict[str, Any]
 STREAMED_ROWS = 8
 """Of a Parquet file, at a time: memory that was just used is faster than new memory."""
+OWN_COLUMNS = ("id", "row", "error_code", "error_message")
+"""What an output row has beside the answer."""
 WHOLE = "answer"
 """The column with the whole answer as JSON, of a task that does not say what its answers hold."""
+
+
+def check_kept(keep: Iterable[str], answer: Collection[str]) -> None:
+    """Refuse kept columns that are called as the job's own, or as a field of the ``answer``: a row
+    has one value of a name. ValueError."""
+    for name in keep:
+        if name in OWN_COLUMNS or name in answer:
+            raise ValueError(
+                f"{name}: the output has {name} of its own; leave it out of --keep, or give the "
+                "input's column another name"
+            )
 
 
 class Writer(Protocol):
@@ -29,7 +42,9 @@ class Writer(Protocol):
 
 
 def writer_of(format: str, answer: type[BaseModel], keep: Sequence[str]) -> Writer:
-    """Return the writer of ``format``, "jsonl" or "parquet", for answers of this schema."""
+    """Return the writer of ``format``, "jsonl" or "parquet", for answers of this schema. ValueError
+    where a kept column is called as one of theirs."""
+    check_kept(keep, answer.model_fields or ([WHOLE] if format == "parquet" else []))
     return JsonWriter() if format == "jsonl" else ParquetWriter(answer, keep)
 
 
@@ -58,10 +73,11 @@ class ParquetWriter:
         fields = answer.model_fields
         self._answer = {name: _arrow_type(field.annotation) for name, field in fields.items()}
         self._whole = not self._answer
-        columns = {"id": pyarrow.string(), "row": pyarrow.int64()}
+        row_id, row, *errors = OWN_COLUMNS
+        columns = {row_id: pyarrow.string(), row: pyarrow.int64()}
         columns |= dict.fromkeys(self._keep, pyarrow.string())
         columns |= {WHOLE: pyarrow.string()} if self._whole else self._answer
-        columns |= dict.fromkeys(("error_code", "error_message"), pyarrow.string())
+        columns |= dict.fromkeys(errors, pyarrow.string())
         self._schema = pyarrow.schema(columns)
 
     def write(self, path: Path, rows: Sequence[OutputRow]) -> None:
@@ -77,7 +93,7 @@ class ParquetWriter:
 
     def _cell(self, row: OutputRow, name: str) -> Any:
         if self._whole and name == WHOLE:
-            own_columns = {"id", "row", "error_code", "error_message", *self._keep}
+            own_columns = {*OWN_COLUMNS, *self._keep}
             answer = {key: value for key, value in row.items() if key not in own_columns}
             return json.dumps(answer, ensure_ascii=False) if answer else None
         return _as_arrow(row.get(name), self._schema.field(name).type)

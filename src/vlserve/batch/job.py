@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vlserve.batch.locks import LOCK, Shard, locked
 from vlserve.batch.sources import Source, changed
 from vlserve.errors import BatchError
+from vlserve.runtime.manifest import Manifest
+from vlserve_worker.batch_files import check_kept
 from vlserve_worker.batch_parts import STATE, PartFiles
 from vlserve_worker.storage import AnyPath, ObjectPath, write_whole
 
@@ -203,6 +205,15 @@ class JobFolder:
     def _refuse_foreign(self) -> None:
         if self.out.is_dir() and not self._state.is_dir() and any(self.out.glob("*")):
             raise BatchError(f"{self.out} is not empty and holds no job: choose another --output")
+
+
+def check_options(options: Options, manifest: Manifest) -> None:
+    """Raise BatchError where an archive's output cannot be as the options ask. Of the answers those
+    to the probes are known here; a worker knows all their fields."""
+    try:
+        check_kept(options.keep, {name for probe in manifest.probes for name in probe.answer})
+    except ValueError as error:
+        raise BatchError(str(error)) from error
 
 
 def _whole(file: AnyPath) -> bytes:

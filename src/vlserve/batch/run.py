@@ -12,7 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlserve.batch.job import WHOLE, JobFolder, JobRecord, Options, Progress, Receipt
+from vlserve.batch.job import (
+    WHOLE,
+    JobFolder,
+    JobRecord,
+    Options,
+    Progress,
+    Receipt,
+    check_options,
+)
 from vlserve.batch.locks import Shard
 from vlserve.batch.parts import Part, TextPart, cut
 from vlserve.batch.progress import Pace
@@ -175,8 +183,10 @@ def _report(
 
 
 def describe(archive: Path, patterns: Sequence[str], options: Options) -> JobRecord:
-    """Return what a job is. DataError or ArchiveError where input or archive cannot be read."""
+    """Return what a job is. DataError or ArchiveError where input or archive cannot be read,
+    BatchError where the output cannot be as the options ask."""
     manifest = verify_archive(archive)
+    check_options(options, manifest)
     return JobRecord(
         archive=str(archive.resolve()),
         sha256=file_sha256(archive),

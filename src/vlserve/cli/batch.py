@@ -23,7 +23,7 @@ from vlserve.control.domain import State
 from vlserve.errors import BatchError, NotReady, VlserveError
 from vlserve.extras import require_extras
 from vlserve.processor import usable_cores
-from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.archive import manifest_of, verify_archive
 from vlserve.settings import load_settings
 from vlserve_worker.storage import ObjectPath, path_of
 
@@ -171,12 +171,13 @@ def batch(
     if cluster and (sample is not None or not part_of.is_whole):
         wrong = "is for whole jobs, without --sample and --shard"
         raise typer.BadParameter(wrong, param_hint="--cluster")
+    options = Options(
+        format=format, id=id, columns=_mapping(column or []), keep=_names(keep), frame=frame
+    )
     job = _Job(
-        archive=archive_of(model),
+        archive=_archive_for(options, model),
         inputs=input,
-        options=Options(
-            format=format, id=id, columns=_mapping(column or []), keep=_names(keep), frame=frame
-        ),
+        options=options,
         crewing=Crewing(
             workers or (0 if cluster else usable_cores()),
             item_timeout_s=item_timeout,
@@ -214,11 +215,11 @@ def tag(
     from vlserve.batch.job import Options
     from vlserve.batch.run import Crewing
 
-    archive = archive_of(model)
+    options = Options(format=format, keep=_names(keep))
+    archive = _archive_for(options, model)
     task = verify_archive(archive).task
     if task != "tag":
         raise BatchError(f"{archive.name} is of task {task}: use `vlserve batch`")
-    options = Options(format=format, keep=_names(keep))
     report = _answer(_Job(archive, input, options, Crewing(usable_cores())), output)
     _print(report, as_json)
 
@@ -325,6 +326,18 @@ def archive_of(model: str) -> Path:
     if number is None:
         raise NotReady(f"{model} has no released version: name an archive file instead")
     return load_settings().model_store / model / str(number) / f"{model}-{number}.mar"
+
+
+def _archive_for(options: "Options", model: str) -> Path:
+    """Return what `archive_of` does, once ``options`` suit the archive."""
+    from vlserve.batch.job import check_options
+
+    archive = archive_of(model)
+    try:
+        check_options(options, manifest_of(archive))
+    except BatchError as error:
+        raise typer.BadParameter(str(error), param_hint="--keep") from error
+    return archive
 
 
 def _shard(text: str) -> "Shard":

@@ -4,12 +4,15 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
+from typer import BadParameter
 from typer.testing import CliRunner
 
 from support.batch_rows import output, rows_of, write_jsonl
 from support.echo_archive import pack_echo_dual
 from vlserve.cli import app
 from vlserve.errors import BatchError
+from vlserve_worker.batch_files import OWN_COLUMNS
 
 
 def test_failed_rows_change_the_exit_code_above_a_rate_alone(covers: Path, tmp_path: Path) -> None:
@@ -34,6 +37,20 @@ def test_failed_rows_change_the_exit_code_above_a_rate_alone(covers: Path, tmp_p
     )
     assert lenient.exit_code == 0, lenient.output
     assert [json.loads(line) for line in joined_file.read_bytes().splitlines()] == output(out)
+
+
+@pytest.mark.parametrize("name", [*OWN_COLUMNS, "tags"])
+@pytest.mark.parametrize("command", ["batch", "tag"])
+def test_a_kept_column_takes_no_place_of_the_outputs_own(
+    command: str, name: str, covers: Path, tmp_path: Path
+) -> None:
+    out, archive = tmp_path / "out", covers / "tagger-1.mar"
+    words = [command, str(archive), "--input", str(covers), "--output", str(out)]
+    result = CliRunner().invoke(app, [*words, "--keep", f"views,{name}"], standalone_mode=False)
+    assert isinstance(result.exception, BadParameter)
+    assert (result.exception.exit_code, result.exception.param_hint) == (2, "--keep")
+    assert f"{name}: the output has {name} of its own" in str(result.exception)
+    assert not out.exists()
 
 
 def test_tag_insists_on_its_task(covers: Path, tmp_path: Path) -> None:

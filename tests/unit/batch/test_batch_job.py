@@ -262,6 +262,16 @@ def test_rows_that_failed_run_again_and_no_others(covers: Path, run: Run, tmp_pa
     assert [row["row"] for row in results] == list(range(40)) and results[3]["tags"]
 
 
+@pytest.mark.parametrize("name", ["row", "tags"])
+def test_a_kept_column_that_the_output_has_itself_is_refused(
+    name: str, covers: Path, run: Run, tmp_path: Path
+) -> None:
+    file = write_jsonl(covers / "own.jsonl", [row | {name: 3} for row in rows_of(4)])
+    with pytest.raises(BatchError, match=f"{name}: the output has {name} of its own; leave it out"):
+        run(file, keep=(name,))
+    assert not (tmp_path / "out").exists()
+
+
 def batch_command(archive: Path, file: Path, out: Path, *options: str) -> list[str]:
     script = Path(sys.executable).with_name("vlserve")
     command = [str(script), "batch", str(archive), "--input", str(file)]

@@ -49,3 +49,12 @@ def test_rows_have_the_answers_of_their_task(kind: str, format: str, tmp_path: P
     if format == "parquet":
         schema = pyarrow.parquet.read_schema(out / "part-00000.parquet")
         assert set(pipeline.task.answer.model_fields) < set(schema.names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_column_takes_the_place_of_an_answers_field(kind: str, tmp_path: Path) -> None:
+    pipeline = pipeline_of(kind, tmp_path)
+    for name in pipeline.task.answer.model_fields:
+        columns = Columns("id", {}, ("views", name), [])
+        with pytest.raises(ValueError, match=f"^{name}: the output has {name} of its own"):
+            PartWorker(pipeline, columns, Covers(FrameChoice()), tmp_path, "jsonl", batch=1)
