@@ -36,6 +36,11 @@ MAX_QUOTED_CHARS = 50
 """Most characters of a caller's own words in a message."""
 MAX_LISTED_BYTES = 2**22
 """Most bytes of a form's list of candidates, which is parsed whole."""
+MAX_TOP_K = 1000
+"""Most items of an answer: the time of a search in a graph grows with their square."""
+MAX_RERANKED = 64
+"""Most items of an answer that ``fusion`` ranks, unless the index's ``rerank`` is larger; a model
+without vectors holds every item against a query anyway."""
 FUSION_BATCH = 16
 """Items that are held against a query in one run."""
 VARIABLE = ("text", "regions")
@@ -132,7 +137,8 @@ class RetrieveTask(Task[RetrieveFields]):
         if not self._takes(kind):
             raise _invalid(f"{kind}: this index of {self._options.of}s is not searched by {kind}s")
         among = self._among(fields.candidates)
-        check_top_k(fields.top_k, len(self._index.ids) if among is None else len(among))
+        choices = len(self._index.ids) if among is None else len(among)
+        check_top_k(fields.top_k, min(choices, self._most_found(kind)))
         sample: Sample = {"among": np.arange(0) if among is None else among}
         sample["top_k"] = np.array(fields.top_k or DEFAULT_TOP_K)
         if fields.text is not None:
@@ -147,6 +153,12 @@ class RetrieveTask(Task[RetrieveFields]):
         if kind != self._options.of and self._options.rerank:
             return True
         return self._index.vectors is not None and kind in self.manifest.graphs
+
+    def _most_found(self, kind: str) -> int:
+        has_vectors = self._index.vectors is not None and kind in self.manifest.graphs
+        if kind != self._options.of and self._options.rerank and has_vectors:
+            return min(max(self._options.rerank, MAX_RERANKED), MAX_TOP_K)
+        return MAX_TOP_K
 
     def _among(self, candidates: Sequence[str] | None) -> Rows | None:
         if candidates is None:

@@ -16,6 +16,7 @@ from vlserve.retrieval.build import IndexReport, build_index
 from vlserve.retrieval.corpus import read_corpus
 from vlserve.retrieval.encode import SHARD
 from vlserve.runtime.archive import unpack_archive
+from vlserve.runtime.errors import ErrorCode
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.task import difference
 from vlserve.runtime.types import Request
@@ -274,6 +275,23 @@ def test_a_large_index_is_searched_by_a_graph_of_neighbours(
         answer = ask(large, tmp_path / "b", text=text, top_k=10)
         assert difference(expected, answer, atol=1e-6) is None
     assert (tmp_path / "b" / "assets" / "index" / "neighbours.faiss").is_file()
+
+
+@quick
+@pytest.mark.parametrize(("rerank", "reranked"), [(16, 64), (70, 70), (0, 0)])
+def test_an_answer_has_a_most_of_items(rerank: int, reranked: int, tmp_path: Path) -> None:
+    captions = [f"{TEXTS[0]}{n}" for n in range(1002)]
+    data = write_lines(tmp_path / "items.jsonl", [{"id": "a", "captions": captions}])
+    report = index(pack_echo_dual(tmp_path), data, tmp_path / "out", of="text", rerank=rerank)
+    (image_line,) = write_images(tmp_path, 1)
+    queries: list[tuple[dict[str, Any], int]] = [({"text": "a cat"}, 1000)]
+    queries.append(({"image": (tmp_path / image_line["img"]).read_bytes()}, reranked or 1000))
+    for query, most in queries:
+        answer = ask(report, tmp_path / "unpacked", **query, top_k=most)
+        assert len(answer["results"]) == most
+        refused = ask(report, tmp_path / "unpacked", **query, top_k=most + 1)
+        assert refused.code is ErrorCode.FIELD_INVALID
+        assert refused.message == f"top_k: must be from 1 to {most}"
 
 
 @quick
