@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from vlserve.batch.members import FEATURES, IMAGES, TEXTS, Member
 from vlserve.batch.sources import COMPRESSIONS, Kind, Source
 from vlserve.errors import DataError
 from vlserve.extras import require_extras
@@ -28,9 +29,6 @@ MAX_LINE_BYTES = 64 * 1024**2
 """Of a row of a text file, which may hold an image as base64."""
 MAX_MEMBER_BYTES = 1024**2
 """Of a text or JSON member of a tar shard."""
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
-TEXTS = ("txt", "json", "cls")
-FEATURES = ("npy",)
 
 
 @dataclass
@@ -38,26 +36,6 @@ class Reading:
     """Where the reader of a source stands. ``share``: returns how much of it is read, 0 to 1."""
 
     share: Callable[[], float] = lambda: 0.0
-
-
-@dataclass(frozen=True)
-class Member:
-    """One file of a tar shard or a folder: where its bytes lie."""
-
-    name: str
-    path: AnyPath
-    offset: int
-    size: int
-
-    @property
-    def key(self) -> str:
-        """The name up to the first dot of its last part, as webdataset groups members."""
-        folder, slash, file = self.name.rpartition("/")
-        return folder + slash + file.partition(".")[0]
-
-    @property
-    def ending(self) -> str:
-        return self.name.rpartition("/")[2].partition(".")[2].lower()
 
 
 def read_lines(source: Source, reading: Reading | None = None) -> Iterator[bytes]:
