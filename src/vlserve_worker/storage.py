@@ -156,6 +156,12 @@ def name_below(path: AnyPath, folder: AnyPath) -> str:
     return Path(str(path)).relative_to(str(folder)).as_posix()
 
 
+def whole_seconds(path: AnyPath, time_ns: int) -> int:
+    """Return when a path was written, of an object in whole seconds: storages say the rest of it in
+    a listing alone."""
+    return time_ns - time_ns % 10**9 if isinstance(path, ObjectPath) else time_ns
+
+
 def read_range(path: AnyPath, offset: int = 0, size: int = -1) -> bytes:
     """Return ``size`` bytes from ``offset`` on; -1: up to the end."""
     with path.open("rb", buffering=0) as file:

@@ -242,7 +242,7 @@ def differences(before: JobRecord, now: JobRecord) -> Iterator[str]:
     if paths != [source.path for source in now.sources]:
         yield "of other input files"
     else:
-        yield from changed(before.sources)
+        yield from changed(before.sources, now.sources)
 
 
 def total(receipts: Mapping[int, Receipt]) -> Mapping[str, Any]:

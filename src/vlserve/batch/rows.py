@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from vlserve.batch.members import FEATURES, IMAGES, TEXTS, Member
+from vlserve.batch.members import FEATURES, IMAGES, Member, folder_members
 from vlserve.batch.sources import COMPRESSIONS, Kind, Source
 from vlserve.errors import DataError
 from vlserve.extras import require_extras
 from vlserve.text_files import encoding_hint
 from vlserve_worker import video
 from vlserve_worker.batch_order import ROW_MARK
-from vlserve_worker.storage import READ_BYTES, AnyPath, name_below, read_range
+from vlserve_worker.storage import READ_BYTES, AnyPath, read_range
 
 MAX_LINE_BYTES = 64 * 1024**2
 """Of a row of a text file, which may hold an image as base64."""
@@ -136,19 +136,17 @@ def _tar_members(path: AnyPath, reading: Reading) -> Iterator[Member]:
 
 
 def _folder_members(folder: AnyPath, reading: Reading) -> Iterator[Member]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for place, path in enumerate(files):
-        reading.share = partial(float, place / len(files))
-        name = name_below(path, folder)
-        if not any(part.startswith(".") for part in name.split("/")):
-            yield Member(name, path, 0, path.stat().st_size)
+    members = folder_members(folder)
+    for place, member in enumerate(members):
+        reading.share = partial(float, place / len(members))
+        yield member
 
 
 def _grouped(members: Iterable[Member]) -> Iterator[Mapping[str, Any]]:
     """Yield a row for each group of members with one key that follow each other."""
     group: list[Member] = []
     for member in members:
-        if member.ending not in (*IMAGES, *video.ENDINGS, *TEXTS, *FEATURES):
+        if not member.makes_row:
             continue
         if group and member.key != group[0].key:
             yield _row(group)

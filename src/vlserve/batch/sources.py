@@ -8,9 +8,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
+from vlserve.batch.members import folder_members, listing
 from vlserve.errors import DataError
 from vlserve.extras import require_extras
-from vlserve_worker.storage import AnyPath, ObjectPath, path_of
+from vlserve_worker.storage import AnyPath, ObjectPath, path_of, whole_seconds
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Of text kinds; as pyarrow's streams, which read them, name them."""
@@ -45,7 +46,9 @@ SUFFIXES = {
 
 
 class Source(BaseModel):
-    """One input file or folder, as it was when the job began. ``size``: in bytes; of a folder 0."""
+    """One input file or folder, as it was when the job began. ``size``: in bytes; of a folder 0;
+    ``listing``: of a folder a digest of the names, sizes and times of its files; empty in jobs that
+    earlier versions began."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -53,6 +56,7 @@ class Source(BaseModel):
     kind: Kind
     size: int
     changed_ns: int
+    listing: str = ""
 
 
 def find_sources(patterns: Sequence[str]) -> tuple[Source, ...]:
@@ -68,22 +72,23 @@ def find_sources(patterns: Sequence[str]) -> tuple[Source, ...]:
 
 
 def weight(source: Source) -> int:
-    """Return the bytes of a source, a folder's with all that is below it."""
+    """Return the bytes of a source, of a folder those of its rows' files."""
     if source.kind is not Kind.FOLDER:
         return source.size
-    return sum(path.stat().st_size for path in source.path.rglob("*") if path.is_file())
+    return sum(member.size for member in folder_members(source.path))
 
 
-def changed(sources: Sequence[Source]) -> Iterator[str]:
-    """Yield a line for each source that is not what it was."""
-    for source in sources:
-        try:
-            now = _source(source.path)
-        except DataError as error:
-            yield str(error)
-            continue
-        if now != source:
-            yield f"{source.path} has changed since the job began"
+def changed(before: Sequence[Source], now: Sequence[Source]) -> Iterator[str]:
+    """Yield a line for each source of the same paths that is not what it was."""
+    for earlier, later in zip(before, now, strict=True):
+        if _state(earlier) != _state(later) or (
+            earlier.listing and earlier.listing != later.listing
+        ):
+            yield f"{earlier.path} has changed since the job began"
+
+
+def _state(source: Source) -> tuple[Kind, int, int]:
+    return source.kind, source.size, whole_seconds(source.path, source.changed_ns)
 
 
 def _matches(pattern: str) -> list[AnyPath]:
@@ -121,7 +126,8 @@ def _matching_objects(pattern: ObjectPath) -> list[AnyPath]:
 def _source(path: AnyPath) -> Source:
     try:
         if path.is_dir():
-            return Source(path=path, kind=Kind.FOLDER, size=0, changed_ns=0)
+            digest = listing(folder_members(path))
+            return Source(path=path, kind=Kind.FOLDER, size=0, changed_ns=0, listing=digest)
         state = path.stat()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error

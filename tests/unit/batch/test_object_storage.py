@@ -17,7 +17,7 @@ from support.object_storage import object_storage
 from vlserve.batch.job import JobFolder
 from vlserve.batch.join import join_parts
 from vlserve.batch.run import KILLED
-from vlserve.batch.sources import find_sources
+from vlserve.batch.sources import changed, find_sources
 from vlserve.errors import BatchError, DataError
 from vlserve_worker.storage import ObjectPath, path_of, write_whole
 
@@ -115,6 +115,16 @@ def test_a_row_that_kills_its_worker_is_found_there_too(bucket: ObjectPath, run:
     assert {row["row"]: row["error_code"] for row in results if "error_code" in row} == {5: KILLED}
     assert [row["row"] for row in results] == list(range(20))
     assert not list((bucket / "out" / ".vlserve" / "careful").glob("**/*"))
+
+
+def test_a_prefix_whose_objects_are_others_has_changed(bucket: ObjectPath) -> None:
+    before = find_sources([str(bucket)])
+    write_whole(bucket / "out" / ".vlserve" / "job.json", b"{}")  # of a job that writes below
+    write_whole(bucket / "out" / "report.json", b"{}")
+    assert list(changed(before, find_sources([str(bucket)]))) == []
+    write_whole(bucket / "cover00.jpg", b"more")
+    now = find_sources([str(bucket)])
+    assert list(changed(before, now)) == [f"{bucket} has changed since the job began"]
 
 
 @pytest.mark.long
