@@ -8,6 +8,7 @@ written of it: a receipt without a part counts for nothing.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,17 @@ class PartFiles:
         self._forget_careful()
 
     def partial_rows(self) -> list[OutputRow]:
-        """Return the rows that a careful run has answered; a torn last line is none."""
+        """Return the rows that a careful run has answered. A torn line ends them, and is cut off:
+        what is added goes after a whole one."""
         if isinstance(self._partial, ObjectPath):
             return [json.loads(row.read_bytes()) for row in sorted(self._partial.glob("*"))]
         if not self._partial.exists():
             return []
-        lines = self._partial.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        content = self._partial.read_bytes()
+        rows, size = _whole_lines(content)
+        if size < len(content):
+            os.truncate(self._partial, size)
+        return rows
 
     def partial_count(self) -> int:
         """Return how many rows a careful run has answered."""
@@ -102,6 +107,19 @@ class PartFiles:
         else:
             self._partial.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
+
+
+def _whole_lines(content: bytes) -> tuple[list[OutputRow], int]:
+    """Return the rows before the first line that is torn, and how many bytes they have."""
+    rows: list[OutputRow] = []
+    size = 0
+    for line in content.split(b"\n")[:-1]:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+        size += len(line) + 1
+    return rows, size
 
 
 def _digest(row_id: str) -> bytes:
