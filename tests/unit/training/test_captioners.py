@@ -191,6 +191,30 @@ def test_both_stages_of_every_preset_take_a_step(family_data: tuple[str, Path]) 
     assert options["learning_rate"] == PRESETS[family].options["reward.learning_rate"]
 
 
+@pytest.mark.parametrize(
+    "second, options, reason",
+    [
+        ("reward", {"reward.epoch": 3}, "epoch: Extra inputs"),
+        ("reward", {"reward.augmentation": "eda"}, "items of s2 are features"),
+        ("rewards", {}, "s2 has no objective rewards"),
+    ],
+)
+def test_what_a_later_stage_cannot_follow_is_refused_before_the_first(
+    second: str, options: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    """What an earlier run left stays."""
+    before = tmp_path / "last.safetensors"
+    before.touch()
+    files = [tmp_path / name for name in ("new.json", "train.jsonl", "val.jsonl")]
+    with pytest.raises((SettingsError, TrainingError), match=reason):
+        finetune_in_stages(
+            *(load_recipe("s2", EXPORT), *files, tmp_path),
+            objectives=("caption", second),
+            options=options,
+        )
+    assert before.exists()
+
+
 def test_options_of_a_stage_win_and_those_of_none_are_refused() -> None:
     options = {"patience": 5, "epochs": 9, "reward.epochs": 2}
     stages = ("caption", "reward")

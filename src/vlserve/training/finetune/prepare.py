@@ -75,9 +75,7 @@ def prepare(
     """Read checkpoint and data. Raises TrainingError (an objective that the family lacks),
     SettingsError (options), DataError, CheckpointMismatch and ExportError."""
     plan, target = plan_of(recipe, objective)
-    finetune_options = parse_options(FinetuneOptions, options or {})
-    if not isinstance(plan, VisionTextPlan):
-        refuse_changes(finetune_options, recipe.spec.family)
+    finetune_options = read_options(recipe, plan, options or {})
     # a decoder writes answers, and needs no row for each
     least = 1 if isinstance(plan, VisionTextPlan) else finetune_options.least_answers
     names = partial(names_of, train_file, target, least)
@@ -100,6 +98,15 @@ def prepare(
     }
     set_dropout(start.network, finetune_options.dropout)
     return Prepared(start, finetune_options, facts, job, data)
+
+
+def read_options(recipe: Recipe, plan: FinetunePlan, options: Mapping[str, Any]) -> FinetuneOptions:
+    """Parse options of a run of the recipe's family. SettingsError names those that are wrong, or
+    that the family cannot follow."""
+    finetune_options = parse_options(FinetuneOptions, options)
+    if not isinstance(plan, VisionTextPlan):
+        refuse_changes(finetune_options, recipe.spec.family)
+    return finetune_options
 
 
 def _lacks_word_head(plan: FinetunePlan, start: Start) -> bool:

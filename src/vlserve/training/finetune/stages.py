@@ -7,7 +7,8 @@ from typing import Any
 
 from vlserve.errors import SettingsError, TrainingError
 from vlserve.exporter.recipe import Recipe
-from vlserve.training.finetune.plan import FinetuneOptions
+from vlserve.training.finetune.plan import FinetuneOptions, plan_of
+from vlserve.training.finetune.prepare import read_options
 from vlserve.training.finetune.run import FinetuneReport, finetune
 from vlserve.training.options import parse_options
 from vlserve.training.run import OnProgress
@@ -41,6 +42,9 @@ def finetune_in_stages(
     if len(set(objectives)) < len(objectives):
         raise SettingsError(f"objectives {_named(objectives)}: each has a folder of its own")
     every = [stage_options(values, stage, objectives) for stage in objectives]
+    for stage, own in zip(objectives, every, strict=True):  # not after hours of the first
+        plan, _ = plan_of(recipe, stage)
+        read_options(recipe, plan, own)
     folders = [*(out / str(stage) for stage in objectives[:-1]), out]
     if not resume:
         for folder in folders:
