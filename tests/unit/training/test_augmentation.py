@@ -13,7 +13,7 @@ from support.tiny_models import EXPORT
 from vlserve.data.look.lengths import characters
 from vlserve.data.look.page import render_page
 from vlserve.data.look.report import look_at
-from vlserve.errors import DataError, SettingsError
+from vlserve.errors import DataError, SettingsError, TrainingError
 from vlserve.exporter.recipe import load_recipe
 from vlserve.runtime.manifest import ImageInput
 from vlserve.training.augmentation.images import (
@@ -231,6 +231,18 @@ def test_families_that_learn_from_features_refuse_changes_of_items(
     ):
         with pytest.raises(SettingsError, match=f"{named}: items of {family} are features"):
             dry_run(load_recipe(family, EXPORT), *files, options=options)
+
+
+@pytest.mark.parametrize("augmentation", [None, "albef"])
+def test_synonyms_that_no_augmentation_would_use_are_refused(
+    augmentation: str | None, tmp_path: Path
+) -> None:
+    files = [tmp_path / name for name in ("model.safetensors", "train.jsonl", "val.jsonl")]
+    options = {"synonyms": "words.txt", "augmentation": augmentation}
+    with pytest.raises(SettingsError, match="synonyms: augmentation covers or eda alone"):
+        dry_run(load_recipe("albef", EXPORT), *files, options=options)
+    with pytest.raises(TrainingError, match="is no JSON object"):
+        dry_run(load_recipe("albef", EXPORT), *files, options=options | {"augmentation": "eda"})
 
 
 def test_presets_change_items_of_images_alone() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlserve.errors import SettingsError
 from vlserve.runtime.manifest import ImageInput
-from vlserve.training.augmentation.presets import Changes, augmentation_of
+from vlserve.training.augmentation.presets import AUGMENTATIONS, Changes, augmentation_of
 from vlserve.training.augmentation.texts import load_translator, read_synonyms
 from vlserve.training.finetune.plan import FinetuneOptions, Objective
 
@@ -79,4 +79,14 @@ def refuse_changes(options: FinetuneOptions, family: str) -> None:
         raise SettingsError(
             f"training options: {', '.join(given)}: items of {family} are features and their "
             f"texts, which are not changed: leave {'it' if len(given) == 1 else 'them'} out"
+        )
+
+
+def refuse_idle_synonyms(options: FinetuneOptions) -> None:
+    """Refuse synonyms that no augmentation would use. SettingsError names those that do."""
+    users = [name for name, each in AUGMENTATIONS.items() if each.words]
+    if options.synonyms and options.augmentation not in users:
+        raise SettingsError(
+            f"training options: synonyms: augmentation {' or '.join(users)} alone uses them: set "
+            "one of these, or leave them out"
         )

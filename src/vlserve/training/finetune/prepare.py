@@ -23,6 +23,7 @@ from vlserve.training.finetune.item_augmentation import (
     ItemChanges,
     item_changes,
     refuse_changes,
+    refuse_idle_synonyms,
 )
 from vlserve.training.finetune.jobs import AnswerJob, CaptionJob, ClassJob, Items, Words
 from vlserve.training.finetune.plan import (
@@ -104,7 +105,9 @@ def read_options(recipe: Recipe, plan: FinetunePlan, options: Mapping[str, Any])
     """Parse options of a run of the recipe's family. SettingsError names those that are wrong, or
     that the family cannot follow."""
     finetune_options = parse_options(FinetuneOptions, options)
-    if not isinstance(plan, VisionTextPlan):
+    if isinstance(plan, VisionTextPlan):
+        refuse_idle_synonyms(finetune_options)
+    else:
         refuse_changes(finetune_options, recipe.spec.family)
     return finetune_options
 
