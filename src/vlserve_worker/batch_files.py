@@ -18,6 +18,8 @@ STREAMED_ROWS = 8
 """Of a Parquet file, at a time: memory that was just used is faster than new memory."""
 OWN_COLUMNS = ("id", "row", "error_code", "error_message")
 """What an output row has beside the answer."""
+UNREADABLE_CELL = (ValueError, OverflowError)
+"""What pyarrow raises of a text that is not UTF-8, and of a time that Python has no date for."""
 WHOLE = "answer"
 """The column with the whole answer as JSON, of a task that does not say what its answers hold."""
 
@@ -118,7 +120,8 @@ def read_spool(path: Path) -> Iterator[bytes]:
 def read_parquet(
     path: AnyPath, row_group: int, start: int, count: int, names: frozenset[str], id: str
 ) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield columns and an empty text for ``count`` rows of a row group, from ``start`` on.
+    """Yield columns and an empty text for ``count`` rows of a row group, from ``start`` on; of a
+    row with a cell that cannot be read its other columns, and why.
 
     Of a row group that cannot be read on, its other rows come with what of their columns is known,
     the id where that column can be read, and why.
@@ -132,22 +135,46 @@ def read_parquet(
             batches = file.iter_batches(STREAMED_ROWS, [row_group], columns)
             for row in _rows_from(batches, start, count):
                 rows_read += 1
-                yield row, ""
+                yield row
     except (OSError, pyarrow.ArrowException) as error:
         why = f"row group {row_group} cannot be read: {error}"
         for row_id in _ids(path, row_group, start, count, id)[rows_read:]:
             yield {id: row_id}, why
 
 
-def _rows_from(batches: Iterator[Any], start: int, count: int) -> Iterator[Mapping[str, Any]]:
+def _rows_from(
+    batches: Iterator[Any], start: int, count: int
+) -> Iterator[tuple[Mapping[str, Any], str]]:
     at = 0
     for batch in batches:
         first, last = max(start - at, 0), min(start + count - at, batch.num_rows)
         at += batch.num_rows
         if first < last:
-            yield from batch.slice(first, last - first).to_pylist()
+            yield from _rows_of(batch.slice(first, last - first))
         if at >= start + count:
             return
+
+
+def _rows_of(batch: Any) -> Iterator[tuple[Mapping[str, Any], str]]:
+    try:
+        rows = batch.to_pylist()
+    except UNREADABLE_CELL:
+        for place in range(batch.num_rows):
+            yield _cells(batch.slice(place, 1))
+        return
+    yield from ((row, "") for row in rows)
+
+
+def _cells(row: Any) -> tuple[Mapping[str, Any], str]:
+    """Return the columns of one row that can be read, and why another cannot, empty where all
+    can."""
+    values, why = {}, ""
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except UNREADABLE_CELL as error:
+            why = why or f"{name} cannot be read: {error}"
+    return values, why
 
 
 def _ids(path: AnyPath, row_group: int, start: int, count: int, id: str) -> list[Any]:
@@ -159,7 +186,7 @@ def _ids(path: AnyPath, row_group: int, start: int, count: int, id: str) -> list
             if id in file.schema_arrow.names:
                 table = file.read_row_group(row_group, [id])
                 return list(table.column(id).slice(start, count).to_pylist())
-    except (OSError, pyarrow.ArrowException):
+    except (OSError, pyarrow.ArrowException, *UNREADABLE_CELL):
         pass
     return [None] * count
 

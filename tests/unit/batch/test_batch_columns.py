@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from vlserve.batch.rows import read_lines
 from vlserve.batch.sources import find_sources
 from vlserve.runtime.errors import ErrorCode
 from vlserve_worker.batch_columns import Columns, InputRow
+from vlserve_worker.batch_files import read_parquet
 from vlserve_worker.storage import AnyPath, ObjectPath, ObjectState
 
 COLUMNS = Columns("id", {}, ("label",), ["image", "text"])
@@ -66,3 +69,29 @@ def test_a_path_that_names_no_object_is_its_rows_error(path: str) -> None:
     row = row_of(json.dumps(line).encode(), file)
     assert (row.id, row.kept) == ("v1", {"label": "cat"})
     assert row.error is not None and row.error.message.startswith("the row cannot be read: s3://")
+
+
+def _latin_1() -> pyarrow.Array:
+    texts = pyarrow.array([b"a", b"\xe9", b"b"]).buffers()
+    return pyarrow.Array.from_buffers(pyarrow.string(), 3, texts)
+
+
+@pytest.mark.parametrize(
+    ("cells", "why"),
+    [
+        (_latin_1(), "'utf-8' codec can't decode byte 0xe9"),
+        (pyarrow.array([0, 10**15, 1], pyarrow.timestamp("s")), "too large"),
+    ],
+)
+def test_a_cell_that_cannot_be_read_is_its_rows_error(
+    cells: pyarrow.Array, why: str, tmp_path: Path
+) -> None:
+    table = pyarrow.table({"id": ["x", "y", "z"], "label": ["a", "b", "c"], "text": cells})
+    file = tmp_path / "cells.parquet"
+    pyarrow.parquet.write_table(table, file)
+    lines = read_parquet(file, 0, 0, 3, COLUMNS.parquet_names, "id")
+    rows = list(COLUMNS.rows(lines, 0, file))
+    assert [(row.id, row.kept["label"]) for row in rows] == [("x", "a"), ("y", "b"), ("z", "c")]
+    assert [bool(row.error) for row in rows] == [False, True, False]
+    assert rows[1].error and rows[1].error.message.startswith("text cannot be read: ")
+    assert why in rows[1].error.message
