@@ -76,7 +76,7 @@ class ObjectPath:
 
     @property
     def file_system(self) -> Any:
-        return _file_system(self.query)
+        return _file_system(self.key.partition("/")[0], self.query)
 
     def stat(self) -> ObjectState:
         """Return size and time. FileNotFoundError where it is no object."""
@@ -217,10 +217,11 @@ def parquet_file(path: AnyPath) -> "ParquetFile":
 
 
 @cache
-def _file_system(query: str) -> Any:
+def _file_system(bucket: str, query: str) -> Any:
+    """Return the storage of a bucket, in whose region it is asked where ``query`` names none."""
     from pyarrow.fs import FileSystem
 
-    return FileSystem.from_uri(f"{SCHEME}bucket/key" + (f"?{query}" if query else ""))[0]
+    return FileSystem.from_uri(f"{SCHEME}{bucket}/key" + (f"?{query}" if query else ""))[0]
 
 
 def _expression(pattern: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from vlserve.batch.parts import FIRST_ROWS, MOST_ROWS, ParquetPart, TextPart, cu
 from vlserve.batch.rows import read_lines
 from vlserve.batch.sources import Kind, find_sources, kind_of
 from vlserve.errors import DataError
+from vlserve_worker import storage
+from vlserve_worker.storage import ObjectPath, path_of
 
 
 @pytest.mark.parametrize(
@@ -163,3 +166,20 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match=r"a\.parquet cannot be read as Parquet"):
         list(cut(find_sources([str(tmp_path / "a.parquet")])))
+
+
+def test_each_bucket_is_asked_in_its_own_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses: list[str] = []
+
+    class Storages:
+        @staticmethod
+        def from_uri(address: str) -> tuple[object, str]:
+            addresses.append(address)
+            return object(), ""
+
+    monkeypatch.setattr("pyarrow.fs.FileSystem", Storages)
+    monkeypatch.setattr(storage, "_file_system", cache(storage._file_system.__wrapped__))
+    for address in ("s3://photos/a.jpg", "s3://covers/b.jpg?region=eu-west-1", "s3://photos/c.jpg"):
+        assert isinstance(path := path_of(address), ObjectPath)
+        assert path.file_system is not None
+    assert addresses == ["s3://photos/key", "s3://covers/key?region=eu-west-1"]
