@@ -27,7 +27,6 @@ from vlserve_worker.batch_columns import Columns, InputRow, ItemError
 from vlserve_worker.batch_files import (
     OWN_COLUMNS,
     OutputRow,
-    read_output,
     read_parquet,
     read_spool,
     writer_of,
@@ -90,7 +89,8 @@ class PartWorker:
         beside = path_of(order.folder or order.input)
         rows = self._columns.rows(self._lines(order), order.first_row, beside)
         if order.redo:
-            output = self._again(rows, {int(row[ROW]): row for row in read_output(files.part)})
+            before = self._writer.read(files.part)
+            output = self._again(rows, {int(row[ROW]): row for row in before})
         elif order.careful:
             output = self._one_by_one(rows, files, order.fate)
         else:

@@ -36,11 +36,13 @@ def check_kept(keep: Iterable[str], answer: Collection[str]) -> None:
 
 
 class Writer(Protocol):
-    """Writes the rows of one part."""
+    """Writes the rows of one part, and reads them again."""
 
     suffix: str
 
     def write(self, path: Path, rows: Sequence[OutputRow]) -> None: ...
+
+    def read(self, path: AnyPath) -> list[OutputRow]: ...
 
 
 def writer_of(format: str, answer: type[BaseModel], keep: Sequence[str]) -> Writer:
@@ -60,6 +62,9 @@ class JsonWriter:
         with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, default=as_text) + "\n")
+
+    def read(self, path: AnyPath) -> list[OutputRow]:
+        return read_output(path)
 
 
 class ParquetWriter:
@@ -92,6 +97,12 @@ class ParquetWriter:
         ]
         table = pyarrow.Table.from_arrays(columns, schema=self._schema)
         pyarrow.parquet.write_table(table, path)
+
+    def read(self, path: AnyPath) -> list[OutputRow]:
+        rows = read_output(path)
+        for row in rows if self._whole else ():
+            row |= json.loads(row.pop(WHOLE, "{}"))
+        return rows
 
     def _cell(self, row: OutputRow, name: str) -> Any:
         if self._whole and name == WHOLE:

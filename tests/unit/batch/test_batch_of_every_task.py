@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from pydantic import BaseModel
 
 from support.batch_rows import write_jsonl
 from support.echo_tasks import KINDS, pipeline_of
@@ -49,6 +50,31 @@ def test_rows_have_the_answers_of_their_task(kind: str, format: str, tmp_path: P
     if format == "parquet":
         schema = pyarrow.parquet.read_schema(out / "part-00000.parquet")
         assert set(pipeline.task.answer.model_fields) < set(schema.names)
+
+
+@pytest.mark.parametrize("schema", [True, False])
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_good_rows_are_the_same_after_errors_are_tried_again(
+    format: str, schema: bool, tmp_path: Path
+) -> None:
+    pipeline = pipeline_of("tag", tmp_path)
+    if not schema:
+        pipeline.task.answer = BaseModel  # type: ignore[misc]  # as of a task that has none
+    fields = questions_of(pipeline.manifest)[0].fields()
+    rows = [fields | {"views": 1}, {"text": 7}, fields | {"views": 3}]
+    spool = write_jsonl(tmp_path / "spool.jsonl", rows)
+    out = tmp_path / "out"
+    (out / ".vlserve" / "receipts").mkdir(parents=True)
+    columns = Columns("id", {}, ("views",), list(pipeline.task.fields.model_fields))
+    worker = PartWorker(pipeline, columns, Covers(FrameChoice()), out, format, batch=1)
+    results = []
+    for redo in (False, True, True):
+        order = Order(0, 0, str(spool), str(spool), redo=redo)
+        receipt = worker.run(order, lambda rows: None)
+        results.append((read_output(out / f"part-00000.{format}"), receipt["labels"]))
+        assert receipt["errors"] == {"field_invalid": 1}
+    assert receipt["labels"]
+    assert results[1:] == results[:1] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
