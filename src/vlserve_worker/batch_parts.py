@@ -21,11 +21,27 @@ ID_BYTES = 8
 """Of an id's digest: of ten million ids two share one with a chance of 1 to 400,000."""
 
 
+def part_name(number: int, suffix: str) -> str:
+    return f"part-{number:05}{suffix}"
+
+
+def parts_in(out: AnyPath, *formats: str) -> dict[int, AnyPath]:
+    """Return the parts in a folder, in the order of their numbers; a file that is only called
+    like one is none."""
+    parts: dict[int, AnyPath] = {}
+    for path in out.glob("part-*"):
+        digits = path.name.removeprefix("part-").partition(".")[0]
+        number = int(digits) if digits.isdecimal() else -1
+        if any(path.name == part_name(number, f".{format}") for format in formats):
+            parts[number] = path
+    return dict(sorted(parts.items()))
+
+
 class PartFiles:
     """One part's files."""
 
     def __init__(self, out: AnyPath, number: int, suffix: str) -> None:
-        self.part = out / f"part-{number:05}{suffix}"
+        self.part = out / part_name(number, suffix)
         self._receipt = out / STATE / "receipts" / f"{number:05}.json"
         self._ids = self._receipt.with_suffix(".ids")
         careful = out / STATE / "careful"

@@ -26,7 +26,7 @@ from vlserve.batch.sources import Source, changed
 from vlserve.errors import BatchError
 from vlserve.runtime.manifest import Manifest
 from vlserve_worker.batch_files import check_kept
-from vlserve_worker.batch_parts import STATE, PartFiles
+from vlserve_worker.batch_parts import STATE, PartFiles, parts_in
 from vlserve_worker.storage import AnyPath, ObjectPath, write_whole
 
 MOST_BYTES = 64 * 2**20
@@ -184,7 +184,7 @@ class JobFolder:
         receipts = (Receipt.model_validate_json(_whole(file)) for file in islice(files, most))
         by_part = {receipt.part: receipt for receipt in receipts}
         if isinstance(self.out, ObjectPath):  # where the part is its own receipt
-            parts = {int(_digits(part.name)) for part in self.out.glob("part-*")}
+            parts = parts_in(self.out, "jsonl", "parquet")
             return {number: receipt for number, receipt in by_part.items() if number in parts}
         return by_part
 
@@ -224,10 +224,6 @@ def _whole(file: AnyPath) -> bytes:
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
             raise OSError(errno.EINVAL, "it is no file of a job", str(file))
     return file.read_bytes()
-
-
-def _digits(name: str) -> str:
-    return name.removeprefix("part-").partition(".")[0]
 
 
 def differences(before: JobRecord, now: JobRecord) -> Iterator[str]:

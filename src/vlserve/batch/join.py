@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlserve.errors import BatchError
+from vlserve_worker.batch_parts import parts_in
 from vlserve_worker.storage import AnyPath, parquet_file
 
 
@@ -13,9 +14,11 @@ def join_parts(out: AnyPath, format: str, file: Path) -> None:
     """Write the parts in ``out`` one after the other into ``file``, which appears whole.
 
     Raises:
-        BatchError: It cannot be written.
+        BatchError: It cannot be written, or is one of the parts.
     """
-    parts: list[AnyPath] = sorted(out.glob(f"part-*.{format}"), key=str)
+    parts = list(parts_in(out, format).values())
+    if file.parent.resolve() == out.resolve() and file.name in {part.name for part in parts}:
+        raise BatchError(f"{file} is a part of the job: choose another --joined")
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from vlserve.errors import BatchError
 from vlserve.runtime.errors import ArchiveError
 from vlserve_worker.batch_columns import PATH_SUFFIX
 from vlserve_worker.batch_files import read_output
+from vlserve_worker.batch_parts import parts_in
 
 __all__ = ["PATH_SUFFIX", "answer_offline"]
 
@@ -58,7 +59,7 @@ def answer_offline(
             _answer(archive, file, out, crewing, show or (lambda line: None))
         except BatchError as error:
             raise ArchiveError(f"the code of {archive.name} failed: {error}") from error
-        rows = (row for part in sorted(out.glob("part-*.jsonl")) for row in read_output(part))
+        rows = (row for part in parts_in(out, "jsonl").values() for row in read_output(part))
         for item_id, row in zip(ids, rows, strict=True):
             yield {"id": item_id, **_outcome(row)}
 
