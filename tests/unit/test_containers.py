@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from support.dashboard import CONFIG, DASHBOARD, metrics_of, of_engine, of_gateway, panels
+from support.dockerfile import instructions
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.project import FOLDERS
 from vlserve.settings import Settings
@@ -35,23 +36,6 @@ SERVERS = sorted(set(SERVICES) - {"net", "prepare"})
 def resolved(text: str) -> str:
     """``${NAME:-default}`` with nothing set."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
-
-
-def instructions(target: str) -> list[tuple[str, str]]:
-    """(instruction, rest) of a Dockerfile target, those of the stage it is built from included."""
-    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
-    stages: dict[str, list[tuple[str, str]]] = {}
-    lines: list[tuple[str, str]] = []
-    for line in text.splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        word, rest = line.split(maxsplit=1)
-        if word == "FROM":
-            source, _, name = rest.partition(" AS ")
-            lines = stages[name] = list(stages.get(source, [(word, source)]))
-        else:
-            lines.append((word, " ".join(rest.split())))
-    return stages[target]
 
 
 @pytest.mark.parametrize("name", [*COMPOSE_FILES, GPU_FILE])
