@@ -1,5 +1,5 @@
 # Images from one base: `torchserve` and `triton` run an engine, `control` the control service, `serve`
-# is a pod of `vlserve serve`, with either engine.
+# is a pod of `vlserve serve`, with either engine, `batch` an offline job's.
 # docker-compose.yml builds them. None holds a model or a key: those are volumes. What the wheel
 # brings of export/, handlers/ and serving_config/ is used where nothing is mounted over it.
 FROM python:3.11.13-slim-bookworm AS wheel
@@ -83,6 +83,18 @@ RUN pip install --no-deps --require-hashes -r triton.lock
 USER 10001:10001
 ENTRYPOINT ["vlserve", "serve"]
 CMD ["/mnt/models"]
+
+
+FROM base AS batch
+
+# Parquet, compressed files and object storages: the extra batch.
+COPY extras.lock ./
+RUN grep -E '^pyarrow==' extras.lock > batch.lock \
+    && pip install --no-deps --require-hashes -r batch.lock
+
+USER 10001:10001
+ENTRYPOINT ["vlserve", "batch"]
+CMD ["--help"]
 
 
 # Triton's workers must be of our Python, and of the server's own release: so theirs are built from

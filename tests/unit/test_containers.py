@@ -121,7 +121,7 @@ def test_the_gateways_image_is_the_version_of_the_wheel() -> None:
     assert "pip install --require-hashes -r gateway.lock" in dict(instructions("control"))["RUN"]
 
 
-@pytest.mark.parametrize("target", ["torchserve", "control"])
+@pytest.mark.parametrize("target", ["torchserve", "control", "batch"])
 def test_what_the_dockerfile_copies_exists_and_is_in_its_context(target: str) -> None:
     patterns = {
         line[1:]
@@ -158,7 +158,7 @@ def locked(text: str) -> list[str]:
     return [line.partition("==")[0] for line in lines if line and not line.startswith("#")]
 
 
-@pytest.mark.parametrize("target", ["torchserve", "control"])
+@pytest.mark.parametrize("target", ["torchserve", "control", "batch"])
 def test_images_hold_no_secret(target: str) -> None:
     lines = instructions(target)
     text = " ".join(rest for word, rest in lines if word in ("ENV", "ARG", "LABEL"))
