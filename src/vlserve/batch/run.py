@@ -115,7 +115,7 @@ def run_batch(
         DataError: An input file cannot be read.
         ArchiveError: The archive is bad.
     """
-    record = describe(archive, patterns, options)
+    record = describe(archive, patterns, options, out)
     folder, start, cpu_s = JobFolder(out), time.monotonic(), _cpu_s()
     try:
         with folder.locked(crewing.shard) as locks:
@@ -182,9 +182,11 @@ def _report(
     return make_report(job.record, job.folder, run, core_hour_price)
 
 
-def describe(archive: Path, patterns: Sequence[str], options: Options) -> JobRecord:
-    """Return what a job is. DataError or ArchiveError where input or archive cannot be read,
-    BatchError where the output cannot be as the options ask."""
+def describe(
+    archive: Path, patterns: Sequence[str], options: Options, out: AnyPath | None = None
+) -> JobRecord:
+    """Return what a job into ``out`` is. DataError or ArchiveError where input or archive cannot be
+    read, BatchError where the output cannot be as the options ask."""
     manifest = verify_archive(archive)
     check_options(options, manifest)
     return JobRecord(
@@ -193,7 +195,7 @@ def describe(archive: Path, patterns: Sequence[str], options: Options) -> JobRec
         model=manifest.model,
         version=manifest.version,
         task=manifest.task,
-        sources=find_sources(patterns),
+        sources=find_sources(patterns, out),
         options=options,
     )
 

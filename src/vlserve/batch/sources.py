@@ -59,15 +59,21 @@ class Source(BaseModel):
     listing: str = ""
 
 
-def find_sources(patterns: Sequence[str]) -> tuple[Source, ...]:
+def find_sources(patterns: Sequence[str], out: AnyPath | None = None) -> tuple[Source, ...]:
     """Return the files that the patterns name, each once, in their order; a pattern's in the order
     of their names.
 
+    Args:
+        out: The folder of the job's output: no glob means what lies there.
+
     Raises:
-        DataError: A pattern names nothing, or a file of a kind that is not read.
+        DataError: A pattern names nothing, a file of a kind that is not read, or ``out`` itself.
         ExtraMissing: Parquet or a compressed file, and pyarrow is not installed.
     """
-    paths = dict.fromkeys(path for pattern in patterns for path in _matches(pattern))
+    own = out.resolve() if out else None
+    paths = dict.fromkeys(path for pattern in patterns for path in _matches(pattern, own))
+    if own in paths:
+        raise DataError(f"--input {own} is the folder of the output: choose another --output")
     return tuple(_source(path) for path in paths)
 
 
@@ -91,22 +97,33 @@ def _state(source: Source) -> tuple[Kind, int, int]:
     return source.kind, source.size, whole_seconds(source.path, source.changed_ns)
 
 
-def _matches(pattern: str) -> list[AnyPath]:
+def _matches(pattern: str, out: AnyPath | None) -> list[AnyPath]:
     try:
         pattern_path = path_of(pattern)
     except ValueError as error:
         raise DataError(f"--input {error}") from error
     if isinstance(pattern_path, ObjectPath):
-        return _matching_objects(pattern_path)
+        return _matching_objects(pattern_path, out)
     if Path(pattern).exists():
         return [Path(pattern).resolve()]
-    paths = sorted(glob(pattern, recursive=True))  # noqa: PTH207  # relative and absolute ones
+    names = sorted(glob(pattern, recursive=True))  # noqa: PTH207  # relative and absolute ones
+    paths = [path for name in names if not _lies_in(path := Path(name).resolve(), out)]
     if not paths:
         raise DataError(f"--input {pattern}: there is no such file or folder")
-    return [Path(path).resolve() for path in paths]
+    return [*paths]
 
 
-def _matching_objects(pattern: ObjectPath) -> list[AnyPath]:
+def _lies_in(path: AnyPath, folder: AnyPath | None) -> bool:
+    if isinstance(path, ObjectPath):
+        return (
+            isinstance(folder, ObjectPath)
+            and path.query == folder.query
+            and f"{path.key}/".startswith(f"{folder.key}/")
+        )
+    return isinstance(folder, Path) and path.is_relative_to(folder)
+
+
+def _matching_objects(pattern: ObjectPath, out: AnyPath | None) -> list[AnyPath]:
     require_extras("batch")
     folder, star, _ = pattern.key.partition("*")
     try:
@@ -115,9 +132,10 @@ def _matching_objects(pattern: ObjectPath) -> list[AnyPath]:
                 raise DataError(f"--input {pattern}: there is no such object")
             return [pattern]
         root = ObjectPath(folder.rpartition("/")[0], pattern.query)
-        objects = sorted(root.glob(pattern.key[len(root.key) + 1 :]))
+        matches = sorted(root.glob(pattern.key[len(root.key) + 1 :]))
     except OSError as error:
         raise DataError(f"--input {pattern} cannot be read: {error}") from error
+    objects = [path for path in matches if not _lies_in(path, out)]
     if not objects:
         raise DataError(f"--input {pattern}: there is no such object")
     return [*objects]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from support.batch_rows import output
+from support.batch_rows import output, rows_of, write_jsonl
 from vlserve.batch.rows import read_lines
 from vlserve.batch.sources import Kind, Source, changed, find_sources
-from vlserve.errors import BatchError
+from vlserve.errors import BatchError, DataError
 from vlserve_worker.storage import ObjectPath, ObjectState
 
 Run = Callable[..., Mapping[str, Any]]
@@ -106,3 +106,33 @@ def test_a_job_over_a_folder_that_has_changed_is_refused(
     for again in (False, True):
         with pytest.raises(BatchError, match="in has changed since the job began"):
             run(folder, out=out, retry_errors=again)
+
+
+@pytest.mark.parametrize("pattern", ["*", "**/*.jsonl"])
+def test_a_glob_does_not_mean_the_jobs_own_output(
+    covers: Path, run: Run, tmp_path: Path, pattern: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    rows = [row | {"img": str(covers / row["img"])} for row in rows_of(3)]
+    write_jsonl(tmp_path / "data" / "in.jsonl", rows)
+    out = tmp_path / "data" / "out"
+    for earlier_parts in (0, 1):
+        report = run(tmp_path / "data" / pattern, out=out)
+        assert (report["rows"], report["parts_of_earlier_runs"]) == (3, earlier_parts)
+
+
+def test_the_outputs_folder_is_no_input(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DataError, match="is the folder of the output"):
+        run(tmp_path / "in", out=tmp_path / "in")
+
+
+def test_a_glob_of_objects_does_not_mean_the_jobs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("media/a.jsonl", "media/out/part-00000.jsonl", "media/outer.jsonl")
+    objects = [ObjectPath(key, state=ObjectState(3, 0)) for key in keys]
+    monkeypatch.setattr(ObjectPath, "glob", lambda path, pattern: iter(objects))
+    sources = find_sources(["s3://media/**/*.jsonl"], ObjectPath("media/out"))
+    assert [str(source.path) for source in sources] == [
+        "s3://media/a.jsonl",
+        "s3://media/outer.jsonl",
+    ]
