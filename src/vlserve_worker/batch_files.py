@@ -108,7 +108,8 @@ class ParquetWriter:
         if self._whole and name == WHOLE:
             own_columns = {*OWN_COLUMNS, *self._keep}
             answer = {key: value for key, value in row.items() if key not in own_columns}
-            return json.dumps(answer, ensure_ascii=False) if answer else None
+            text = json.dumps(answer, ensure_ascii=False, default=as_text) if answer else None
+            return _as_arrow(text, self._schema.field(name).type)
         return _as_arrow(row.get(name), self._schema.field(name).type)
 
 
