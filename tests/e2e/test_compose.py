@@ -225,5 +225,6 @@ def test_commands_in_the_images_are_those_that_are_run_here() -> None:
         '["/bin/sh", "/srv/vlserve/serving_config/torchserve/start.sh"]',
         '["python", "-m", "vlserve.control.api.app"]',
         '["/mnt/models"]',  # what `vlserve serve` is given; docs/kubernetes.md
+        '["--help"]',  # of `vlserve batch`; the Job says what it is given
         '["/bin/sh", "/srv/vlserve/serving_config/triton/start.sh"]',
     ]

@@ -113,12 +113,14 @@ def test_the_clusters_of_a_shadow_go_once_it_is_idle(
 
 
 def test_shadows_that_come_and_go_under_load_lose_nothing(
-    copying_gateway: RunningGateway, engines: Engines
+    envoy: RunningGateway, engines: Engines
 ) -> None:
+    """By a gateway that waits longer than that of the other tests: the machine may be busy."""
+    apply_copies(envoy, engines, ALL_COPIED)
     stop, statuses = threading.Event(), Counter[int]()
 
     def call() -> None:
-        with httpx.Client(base_url=copying_gateway.settings.gateway_url, trust_env=False) as http:
+        with httpx.Client(base_url=envoy.settings.gateway_url, trust_env=False) as http:
             while not stop.wait(0.005):
                 statuses[http.post("/predictions/tagger", content=b"x" * 10_000).status_code] += 1
 
@@ -128,10 +130,8 @@ def test_shadows_that_come_and_go_under_load_lose_nothing(
     try:
         for number in range(10):
             shadow = Shadow(2, 100 - number)
-            apply_copies(
-                copying_gateway, engines, ModelRoute("tagger", {1: 100}, (1, 2), shadow=shadow)
-            )
-            apply_copies(copying_gateway, engines, NOT_COPIED)
+            apply_copies(envoy, engines, ModelRoute("tagger", {1: 100}, (1, 2), shadow=shadow))
+            apply_copies(envoy, engines, NOT_COPIED)
     finally:
         stop.set()
         for caller in callers:
