@@ -25,7 +25,7 @@ POISON = "慢"
 MODEL = "poisoned"
 CLIENTS = 16
 POISONS = 15
-PATIENCE_S = 200.0
+PATIENCE_S = 400.0
 """Thirty workers die one after the other, and a busy machine takes its time to replace them."""
 
 
