@@ -223,8 +223,8 @@ class EngineSettings(StrictNumbers):
         default=30,
         ge=1,
         le=MAX_SECONDS,
-        description="Seconds that a worker may take for one batch before it is started anew; a "
-        "version's answers to its probes are waited for as long.",
+        description="Seconds that a worker may take for one batch before it is started anew; the "
+        "answers of a version that was just loaded to its probes are waited for as long.",
     )
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineGro
 
 def test_a_first_answer_may_take_as_long_as_a_worker_may(group: EngineGroup) -> None:
     with FakeTorchServe("engine-0", "token", delay_s=ALLOWED_S) as engine:
-        answer = group.predict(engine.instance(), "tagger", 2, {"text": "late"})
+        answer = group.predict(engine.instance(), "tagger", 2, {"text": "late"}, just_loaded=True)
     assert answer == {"engine": "engine-0", "version": 2}
 
 
@@ -38,4 +38,15 @@ def test_what_takes_longer_is_given_up(group: EngineGroup) -> None:
         FakeTorchServe("engine-0", "token", delay_s=ALLOWED_S + 2 * MARGIN_S) as engine,
         pytest.raises(EngineUnavailable, match="tagger 2 on engine-0 does not answer"),
     ):
-        group.predict(engine.instance(), "tagger", 2, {"text": "later"})
+        group.predict(engine.instance(), "tagger", 2, {"text": "later"}, just_loaded=True)
+
+
+def test_a_version_that_serves_is_not_waited_for_as_long(
+    group: EngineGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_group, "_ANSWER_TIMEOUT_S", 0.2)
+    with (
+        FakeTorchServe("engine-0", "token", delay_s=ALLOWED_S) as engine,
+        pytest.raises(EngineUnavailable, match="tagger 2 on engine-0 does not answer"),
+    ):
+        group.predict(engine.instance(), "tagger", 2, {"text": "late"})

@@ -138,7 +138,13 @@ class FakeEngine:
         return Reply.NONE_IN_TIME if silent else Reply.ANSWERED
 
     def predict(
-        self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        *,
+        just_loaded: bool = False,
     ) -> Mapping[str, Any]:
         key = (model, version)
         if instance.name in self.down:

@@ -128,9 +128,16 @@ class Engine(Protocol):
         ...
 
     def predict(
-        self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        *,
+        just_loaded: bool = False,
     ) -> Mapping[str, Any]:
-        """Return the answer to one JSON request on the version's own path of one instance."""
+        """Return the answer to one JSON request on the version's own path of one instance.
+        ``just_loaded``: it may be the first, which takes longest."""
         ...
 
     def send(

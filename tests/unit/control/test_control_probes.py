@@ -65,7 +65,13 @@ class SilentEngine(FakeEngine):
     asked = 0
 
     def predict(
-        self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        *,
+        just_loaded: bool = False,
     ) -> Mapping[str, Any]:
         self.asked += 1
         raise NotReady("timed out")

@@ -33,6 +33,7 @@ from vlserve.settings_sections import EngineSettings
 from vlserve.tls import PLAIN_HTTP
 from vlserve_worker.crash_notes import notes_folder, remove_notes
 
+_ANSWER_TIMEOUT_S = 10.0
 _MARGIN_S = 5.0
 """The engine says itself that a worker took longer than it may: its words are waited for."""
 
@@ -49,7 +50,7 @@ class EngineGroup:
 
     def __init__(self, endpoints: Sequence[Endpoint], settings: EngineSettings) -> None:
         self._http = httpx.Client(trust_env=False, timeout=MANAGEMENT_TIMEOUT_S, verify=PLAIN_HTTP)
-        self._answer_timeout_s = settings.response_timeout_s + _MARGIN_S
+        self._first_answer_timeout_s = settings.response_timeout_s + _MARGIN_S
         self._state_dir = endpoints[0].folder.parent
         self._kinds: dict[str, EngineKind] = {each.name: each.kind for each in endpoints}
         self._servers: dict[str, EngineInstance] = {
@@ -133,14 +134,21 @@ class EngineGroup:
         return Reply.ANSWERED
 
     def predict(
-        self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        *,
+        just_loaded: bool = False,
     ) -> Mapping[str, Any]:
         """NotReady, with the engine's words, when the answer is an error or no JSON object
-        (EngineBusy: it has no room); EngineUnavailable when none comes in the time that a worker
-        may take (engine.response_timeout_s): the first answer of a version takes longest."""
+        (EngineBusy: it has no room); EngineUnavailable when none comes in time: the first one of a
+        version takes longest, and may take what a worker may (engine.response_timeout_s)."""
         what = f"{model} {version} on {instance.name}"
+        timeout_s = self._first_answer_timeout_s if just_loaded else _ANSWER_TIMEOUT_S
         try:
-            answer = self._ask(instance, model, version, fields, self._answer_timeout_s)
+            answer = self._ask(instance, model, version, fields, timeout_s)
         except httpx.TransportError as error:
             reason = error or type(error).__name__
             raise EngineUnavailable(f"{what} does not answer: {reason}") from error

@@ -23,7 +23,12 @@ _FRACTION = re.compile(r"-?\d+(?:\.\d+(?:[eE][+-]?\d+)?|[eE][+-]?\d+)")
 
 
 def failed_probes(
-    engine: Engine, instances: Sequence[Instance], manifest: Manifest, probes: Sequence[Probe]
+    engine: Engine,
+    instances: Sequence[Instance],
+    manifest: Manifest,
+    probes: Sequence[Probe],
+    *,
+    just_loaded: bool = False,
 ) -> list[str]:
     """Ask each instance for each probe on the version's own path; return a line per wrong answer.
 
@@ -33,7 +38,7 @@ def failed_probes(
     for instance in instances:
         for number, probe in enumerate(probes, start=1):
             try:
-                faults = _wrong(engine, instance, manifest, probe)
+                faults = _wrong(engine, instance, manifest, probe, just_loaded)
             except ControlError as error:
                 return [*failures, f"probe {number}: {error}"]
             failures += [f"probe {number} on {instance.name}: {each}" for each in faults]
@@ -46,7 +51,7 @@ def refuse_wrong_answers(engine: Engine, instances: Sequence[Instance], manifest
     Raises:
         LoadFailed: It does not answer as it did when it was packed.
     """
-    wrong = failed_probes(engine, instances, manifest, manifest.probes)
+    wrong = failed_probes(engine, instances, manifest, manifest.probes, just_loaded=True)
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise LoadFailed(
@@ -55,8 +60,16 @@ def refuse_wrong_answers(engine: Engine, instances: Sequence[Instance], manifest
         )
 
 
-def _wrong(engine: Engine, instance: Instance, manifest: Manifest, probe: Probe) -> list[str]:
-    answer = engine.predict(instance, manifest.model, manifest.version, probe.fields)
+def _wrong(
+    engine: Engine,
+    instance: Instance,
+    manifest: Manifest,
+    probe: Probe,
+    just_loaded: bool = False,
+) -> list[str]:
+    answer = engine.predict(
+        instance, manifest.model, manifest.version, probe.fields, just_loaded=just_loaded
+    )
     expected = {**probe.answer, "model": manifest.model, "version": manifest.version}
     if manifest.adopted:
         return different_exchange(expected, answer)
