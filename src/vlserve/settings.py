@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         return self.state_dir / "control.key"
 
     @cached_property
+    def answer_log(self) -> Path:
+        """The file where handlers log what they answered, of every engine instance."""
+        return self.state_dir / "logs" / "answers.jsonl"
+
+    @cached_property
     def webhook_secret_file(self) -> Path:
         """The file with the secret that signs what the webhook is told."""
         return self.project_dir / (self.webhook.secret_file or self.state_dir / "webhook.secret")

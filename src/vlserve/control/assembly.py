@@ -126,7 +126,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         logs=Logs(
             requests=logs / "access.jsonl",
             copies=logs / "shadow.jsonl",
-            answers=logs / "answers.jsonl",
+            answers=settings.answer_log,
         ),
         pairs=pairs,
         trust=trust,
@@ -147,7 +147,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         ledger, rollouts, context.health, context.logs, observations.path, context.now
     )
     named_keys = NamedKeys(settings.model_store)
-    answers = AnswerHistory(logs / "answers.jsonl", logs / "access.jsonl")
+    answers = AnswerHistory(settings.answer_log, logs / "access.jsonl")
     service = ControlService(
         ledger,
         traffic,

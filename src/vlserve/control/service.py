@@ -176,7 +176,7 @@ class ControlService:
         self.rollouts.refuse_if_under_way(model)
         if version is not None:
             self._ledger.version(model, version)
-        stack = self._traffic.unrecorded.in_force(self._ledger.model(model)).stack
+        stack = self._traffic.model(model).stack
         target = rollback_target(model, stack, version)
         change = ChangeBack(model, target, previous=stack[-1])
         reason = self._go_back(self._ledger.version(model, target), change)
@@ -188,7 +188,7 @@ class ControlService:
         try:
             report = self.rollouts.abort(model)
         except NoRelease:  # it ended meanwhile
-            in_force = self._traffic.unrecorded.in_force(self._ledger.model(model))
+            in_force = self._traffic.model(model)
             if in_force.weights == full_weight(rollout.stable):
                 return change
             raise traffic_moved(model) from None
@@ -210,7 +210,7 @@ class ControlService:
     def goes_back_at_once(self, model: str, version: int | None = None) -> bool:
         """Return whether a rollback moves traffic, or is refused, without waiting for a load."""
         try:
-            stack = self._traffic.unrecorded.in_force(self._ledger.model(model)).stack
+            stack = self._traffic.model(model).stack
             target = self._ledger.version(model, rollback_target(model, stack, version))
         except ControlError:
             return True
@@ -243,9 +243,8 @@ class ControlService:
         return record
 
     def _refuse_to_unload_what_serves(self, model: str, version: int) -> None:
-        record = self._ledger.model(model)
-        in_force = self._traffic.unrecorded.in_force(record)
-        if record.weights.get(version) or in_force.weights.get(version):
+        states = (self._ledger.model(model), self._traffic.model(model))
+        if any(state.weights.get(version) for state in states):
             raise StillServing(
                 f"{model} {version} has traffic: release another version or roll back first"
             )
@@ -285,7 +284,7 @@ class ControlService:
 
     def model(self, model: str) -> ModelStatus:
         """Return one model with its versions. ModelNotFound."""
-        return self._status(self._traffic.unrecorded.in_force(self._ledger.model(model)))
+        return self._status(self._traffic.model(model))
 
     def traffic(self) -> Mapping[str, ModelTraffic]:
         """Return the figures of the last minutes: model -> its requests."""

@@ -133,8 +133,7 @@ def started(
         engine = stack.enter_context(closing(EngineGroup(endpoints(own), own.engine)))
         with asking(own) as http:
             wait_until_answering(own, questions(own, http), progress)
-        answers = own.state_dir / "logs" / "answers.jsonl"
-        version = OneVersion(record, engine, gateway, answers, own.control.tick_s)
+        version = OneVersion(record, engine, gateway, own.answer_log, own.control.tick_s)
         stack.callback(version.stop)
         liveness = Liveness(version, engine, gateway, version, own.engine, Supervisor(own).kill)
         liveness.start()

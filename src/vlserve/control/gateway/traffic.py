@@ -162,7 +162,7 @@ class Traffic:
             self.unrecorded.record(change)
 
     def _go_back_unrecorded(self, change: ChangeBack, error: ControlError) -> str:
-        in_force = self.unrecorded.in_force(self._ledger.model(change.model))
+        in_force = self.model(change.model)
         if change.ends is None and in_force.stable != change.previous:
             raise traffic_moved(change.model)
         self.unrecorded.add(change, str(error))
@@ -203,6 +203,10 @@ class Traffic:
                 reserve.keep()
             with suppress(ControlError):  # health says it; changes are refused from then on
                 self._ledger.database.check()
+
+    def model(self, model: str) -> ModelRecord:
+        """Return one model as the gateway is to have it. ModelNotFound."""
+        return self.unrecorded.in_force(self._ledger.model(model))
 
     def models(self) -> list[ModelRecord]:
         """Return every model as the gateway is to have it."""

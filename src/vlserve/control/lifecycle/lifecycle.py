@@ -173,8 +173,7 @@ class Lifecycle:
         """Close the path of a ready version, which is then draining. ControlError where it has
         traffic that the ledger does not know of yet."""
         with self._traffic.change_routing():
-            model = self._traffic.unrecorded.in_force(self._ledger.model(record.model))
-            if model.weights.get(record.version):
+            if self._traffic.model(record.model).weights.get(record.version):
                 raise ControlError(f"{record.model} {record.version} has traffic: it stays")
             return self._ledger.move(*record.key, State.DRAINING, "draining")
 

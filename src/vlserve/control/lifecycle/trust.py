@@ -128,7 +128,7 @@ class Trust:
     def serves(self, model: str, version: int) -> bool:
         """Return whether a version has weight, or can be gone back to."""
         try:
-            in_force = self._traffic.unrecorded.in_force(self._ledger.model(model))
+            in_force = self._traffic.model(model)
         except ModelNotFound:
             return False
         return bool(in_force.weights.get(version)) or version in in_force.stack
