@@ -117,6 +117,8 @@ class Ledger:
         """Return every version, or those of one model, by number. Once the ledger is damaged: as
         they were last read."""
         try:
+            if model is not None:
+                return self._read_versions("WHERE model = ?", model)
             self._last_versions = self._read_versions()
         except LedgerDamaged:
             if self._last_versions is None:
@@ -366,8 +368,10 @@ class Ledger:
         rows = self._query("SELECT * FROM models ORDER BY model")
         return [self._model(row) for row in rows]
 
-    def _read_versions(self) -> list[VersionRecord]:
-        rows = self._query(f"SELECT {VERSION_COLUMNS} FROM versions ORDER BY model, version")
+    def _read_versions(self, which: str = "", *values: str) -> list[VersionRecord]:
+        rows = self._query(
+            f"SELECT {VERSION_COLUMNS} FROM versions {which} ORDER BY model, version", *values
+        )
         return [self._version(row) for row in rows]
 
     def _model(self, row: sqlite3.Row) -> ModelRecord:

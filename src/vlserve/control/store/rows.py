@@ -25,9 +25,9 @@ INSERT_VERSION = (
 def read_model(row: sqlite3.Row, query: Callable[[str, object], list[sqlite3.Row]]) -> ModelRecord:
     """Return the model of a row, with what ``query`` finds of its releases and its rollout."""
     stack = query(
-        "SELECT id, version FROM releases WHERE model = ? AND rolled_back_at IS NULL"
-        " AND version NOT IN (SELECT version FROM versions WHERE versions.model ="
-        " releases.model AND state = 'deleted') ORDER BY id",
+        "SELECT id, version FROM releases WHERE model = ?1 AND rolled_back_at IS NULL"
+        " AND version NOT IN (SELECT version FROM versions WHERE model = ?1"
+        " AND state = 'deleted') ORDER BY id",
         row["model"],
     )
     salt, step, shadow = str(stack[-1]["id"]) if stack else "", "", None
