@@ -62,6 +62,7 @@ TANH_BOUNDS = (-6.0, 3.0)
 """Hsueh et al., Stochastic Gradient Descent with Hyperbolic-Tangent Decay (arXiv:1806.01593)."""
 NOISE_SEED = 42
 """timm's; a step draws from it and its own number."""
+AROUND = re.compile(r"^(?:(?:network|student)\.)+")
 LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks|[cv]_layer)\.(\d+)\.")
 """The number of a layer in a parameter's name."""
 FIRST = re.compile(r"(embeddings|patch_embed|cls_token|pos_embed|word_emb|pos_emb)")
@@ -107,7 +108,7 @@ def parameter_groups(network: nn.Module, options: "TrainOptions") -> list[dict[s
     learn; with ``layer_decay`` below 1, a layer's rate is that of the one above it times
     ``layer_decay``. SettingsError for a part that the network lacks."""
     freeze(network, options.freeze)
-    trainable = {name: x for name, x in network.named_parameters() if x.requires_grad}
+    trainable = {own_name(name): x for name, x in network.named_parameters() if x.requires_grad}
     if not trainable:
         raise SettingsError(f"freeze: nothing is left to learn beside {', '.join(options.freeze)}")
     if options.layer_decay == 1:
@@ -131,14 +132,21 @@ def parameter_groups(network: nn.Module, options: "TrainOptions") -> list[dict[s
 
 def freeze(network: nn.Module, parts: tuple[str, ...]) -> None:
     """Stop the named parts (``visual_encoder``, ``text_encoder.embeddings``) from learning."""
-    names = [name for name, _ in network.named_parameters()]
-    for part in parts:
-        inside = [name for name in names if name == part or name.startswith(f"{part}.")]
+    parameters = {own_name(name): x for name, x in network.named_parameters()}
+    for part in map(own_name, parts):
+        inside = [name for name in parameters if name == part or name.startswith(f"{part}.")]
         if not inside:
-            choices = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            learning = [name for name, x in parameters.items() if x.requires_grad]
+            choices = ", ".join(dict.fromkeys(name.partition(".")[0] for name in learning))
             raise SettingsError(f"freeze: the network has no part {part}; it has {choices}")
         for name in inside:
-            network.get_parameter(name).requires_grad_(False)
+            parameters[name].requires_grad_(False)
+
+
+def own_name(name: str) -> str:
+    """Return how the network itself calls a parameter: what learns around it, with a teacher or
+    another head, holds it as ``network`` or ``student``."""
+    return AROUND.sub("", name)
 
 
 def layer_depths(names: list[str]) -> dict[str, int]:

@@ -142,6 +142,25 @@ def test_frozen_parts_of_a_checkpoint_keep_their_weights(
         case.run(tmp_path / "no", options={"freeze": "cnn"})
 
 
+@pytest.mark.parametrize("objective", ["retrieve", "pretrain"])
+def test_parts_of_a_network_with_a_teacher_have_its_own_names(
+    tmp_path: Path, objective: str
+) -> None:
+    case = Prepared("albef-match", tmp_path, "retrieve")
+    options = {"freeze": "visual_encoder,text_encoder.embeddings"}
+    case.run(tmp_path / "out", objective=objective, options=options)
+    before, after = load_file(case.checkpoint), load_file(tmp_path / "out" / "model.safetensors")
+    same = {key for key in after if key in before and torch.equal(before[key], after[key])}
+    assert same >= {
+        key for key in after if key.startswith(("visual_encoder.b", "text_encoder.embeddings.w"))
+    }
+    assert "text_encoder.encoder.layer.0.output.dense.weight" in after.keys() - same
+    parts = case.dry(objective=objective).parameters
+    assert {"visual_encoder", "text_encoder", "itm_head"} <= set(parts) and "network" not in parts
+    with pytest.raises(SettingsError, match=r"no part cnn; it has (temp[a-z]*, )?visual_encoder"):
+        case.run(tmp_path / "no", objective=objective, options={"freeze": "cnn"})
+
+
 def test_a_checkpoint_of_pairs_gets_a_classifier_and_says_so(tmp_path: Path) -> None:
     case = Prepared("albef-match", tmp_path, "entail")
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))

@@ -309,6 +309,19 @@ def test_rates_fall_from_heads_to_embeddings() -> None:
     assert list(layer_depths(names).values()) == [3, 2, 1, 2, 1, 0]
 
 
+def test_rates_of_a_network_with_a_teacher_fall_in_each_part_by_itself() -> None:
+    shallow, deep = nn.Module(), nn.Module()
+    for part, depth in ((shallow, 1), (deep, 3)):
+        part.embeddings = nn.Linear(2, 2, bias=False)
+        part.layer = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(depth))
+    pair = nn.Module()
+    pair.network = nn.ModuleDict({"visual_encoder": shallow, "text_encoder": deep})
+    groups = parameter_groups(pair, options(layer_decay=0.5, learning_rate=1.0))
+    rates = {id(x): group["lr"] for group in groups for x in group["params"]}
+    assert rates[id(shallow.embeddings.weight)] == 0.25
+    assert rates[id(deep.embeddings.weight)] == 0.5**4
+
+
 def test_the_first_of_the_best_epochs_is_best() -> None:
     epochs = [{"epoch": 1, "fit": 0.1}, {"epoch": 2, "fit": 0.3}, {"epoch": 3, "fit": 0.3}]
     assert best_epoch(epochs, "fit") == 2

@@ -14,6 +14,7 @@ from vlserve.exporter.recipe import Recipe
 from vlserve.training.finetune.data import bad_lines
 from vlserve.training.finetune.prepare import prepare
 from vlserve.training.json_lines import BadLine, first_of
+from vlserve.training.optimisers import own_name
 from vlserve.training.run import OnProgress, best_epoch, first_step, train
 from vlserve.training.run_folder import (
     LAST,
@@ -153,7 +154,7 @@ def parameters_by_part(network: nn.Module) -> dict[str, tuple[int, int]]:
     """Numbers that learn, and all, of each part of a network."""
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in network.named_parameters():
-        part = ".".join(name.split(".")[:2]) if name.startswith("network.") else name.split(".")[0]
+        part = own_name(name).partition(".")[0]
         trainable, every = counts.get(part, (0, 0))
         size = parameter.numel()
         counts[part] = (trainable + size * parameter.requires_grad, every + size)
