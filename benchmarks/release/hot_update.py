@@ -29,7 +29,7 @@ from benchmarks.lib.leftovers import Inventory, Slope, inventory, slopes
 from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
-from vlserve.drill.hot_update import HotUpdates, judge, update_in_rounds
+from vlserve.drill.hot_update import PAUSE_S, HotUpdates, judge, update_in_rounds
 from vlserve.loadgen.max_rate import find_limit
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.testing.clients import Clients, Load, drawn_questions
@@ -143,6 +143,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--rate", type=float, help="requests a second; default: half the limit")
+    parser.add_argument(
+        "--pause", type=float, default=PAUSE_S, help="seconds after each step; default: %(default)g"
+    )
     parser.add_argument("--out", type=Path, default=Path("hot_update.json"))
     return parser.parse_args()
 
@@ -175,7 +178,7 @@ def main() -> int:
             deadline = time.monotonic() + 60 * options.minutes
             wanted = _until(_interrupt(), deadline, all_editions)
             steps, exchanges = update_in_rounds(
-                stack.control, clients, wanted, options.rounds, round_over
+                stack.control, clients, wanted, options.rounds, round_over, options.pause
             )
             result = judge(
                 load,

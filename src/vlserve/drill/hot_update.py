@@ -16,8 +16,10 @@ from vlserve.testing.editions import Edition
 
 IN_FORCE_WITHIN_MS = 150.0
 """A release that has returned is answered by the new version within this time."""
-_PAUSE_S = 0.5
+PAUSE_S = 0.5
 """Between two words, so that every version gets to answer."""
+_TOLD_STEPS = 3
+"""Of those that ran during the longest stall, by name."""
 
 Show = Callable[[str], None]
 
@@ -76,7 +78,12 @@ class HotUpdates:
 
 
 def update_in_rounds(
-    control: ControlClient, clients: Clients, editions: Iterator[Edition], rounds: int, show: Show
+    control: ControlClient,
+    clients: Clients,
+    editions: Iterator[Edition],
+    rounds: int,
+    show: Show,
+    pause_s: float = PAUSE_S,
 ) -> tuple[list[Step], list[Exchange]]:
     """Release the first edition, then ``rounds`` more under load; the steps, and what was seen."""
     model = clients.load.model
@@ -96,7 +103,7 @@ def update_in_rounds(
                 if state is not State.RETIRED:
                     raise RuntimeError(f"{model} {edition.version} is {state} after its unload")
         steps.append(Step(verb, edition.version, begun_s, time.monotonic()))
-        time.sleep(_PAUSE_S)
+        time.sleep(pause_s)
 
     before = next(editions)
     clients.right[before.version] = before.answers
@@ -104,7 +111,7 @@ def update_in_rounds(
     step("register", before)
     step("release", before)
     with clients.asking():
-        time.sleep(_PAUSE_S)
+        time.sleep(pause_s)
         for number, edition in enumerate(islice(editions, rounds), start=1):
             clients.right[edition.version] = edition.answers
             step("register", edition)
@@ -208,7 +215,9 @@ def _during(exchange: Exchange, steps: Sequence[Step]) -> str:
         for step in steps
         if step.begun_s <= exchange.answered_s and exchange.due_s <= step.returned_s
     ]
-    return ", ".join(under_way) or "no step"
+    told = ", ".join(under_way[:_TOLD_STEPS]) or "no step"
+    more = len(under_way) - _TOLD_STEPS
+    return f"{told} and {more} more" if more > 0 else told
 
 
 def _longest_silence_ms(exchanges: Sequence[Exchange]) -> float:

@@ -77,3 +77,19 @@ def test_a_version_that_takes_long_to_answer_does_not_pass() -> None:
 
 def test_a_connection_that_was_not_kept_does_not_pass() -> None:
     assert judged(connections=3) == ("3 connections for 2 clients",)
+
+
+@pytest.mark.parametrize(
+    ("due_s", "told"),
+    [
+        (12.0, "no step"),
+        (9.9, "release of version 2"),
+        (-1.0, "release of version 1, release of version 2, rollback of version 1 and 1 more"),
+    ],
+)
+def test_the_longest_stall_is_told_with_what_ran_then(due_s: float, told: str) -> None:
+    good = [exchange(1.5, 1), exchange(11.0, 2), exchange(21.0, 1), exchange(31.0, 3)]
+    answered_s = {12.0: 19.0, 9.9: 12.0, -1.0: 32.0}[due_s]
+    long = Exchange(due_s, due_s, answered_s, None, 1, None)
+    load = Load("http://gateway", "model", clients=2, rate_per_s=1.0)
+    assert judge(load, None, 2, MOVES, [*good, long], (0.0, 0.0)).stalled_during == told
