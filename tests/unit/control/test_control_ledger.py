@@ -210,19 +210,49 @@ def test_a_version_that_was_ready_does_not(ledger: Ledger, manifest: Manifest) -
         ledger.add(manifest, ledger.store / "tagger-1.mar", "f" * 64)
 
 
-def test_probes_of_a_deleted_version_are_not_kept_in_memory(
+@pytest.mark.parametrize(
+    "states",
+    [
+        (*READY, State.DRAINING, State.RETIRED),
+        (*READY, State.DRAINING, State.RETIRED, State.DELETED),
+        (State.LOADING, State.FAILED),
+    ],
+    ids=lambda states: states[-1],
+)
+def test_probes_of_a_version_that_is_out_are_not_kept_in_memory(
+    ledger: Ledger, manifest: Manifest, states: tuple[State, ...]
+) -> None:
+    """It may be loaded again, by its probes."""
+    assert manifest.probes
+    add(ledger, manifest, 1, *states)
+    assert ledger.version("tagger", 1).manifest == manifest.model_copy(update={"probes": ()})
+    assert [each.probes for *_, each in ledger._manifests._read.values()] == [()]
+    assert ledger.move("tagger", 1, State.LOADING, "loading").manifest == manifest
+
+
+def test_manifests_of_archives_that_failed_do_not_pile_up_in_memory(
     ledger: Ledger, manifest: Manifest
 ) -> None:
-    """Its archive may be registered again, and is loaded then by its probes."""
-    add(ledger, manifest, 1, State.LOADING, State.READY, State.DRAINING, State.RETIRED)
-    whole = ledger.version("tagger", 1).manifest
-    assert whole.probes
-    ledger.move("tagger", 1, State.DELETED, "deleted")
-    deleted = ledger.version("tagger", 1).manifest
-    assert deleted == whole.model_copy(update={"probes": ()})
-    assert [each.probes for _, each in ledger._manifests._read.values()] == [()]
-    ledger.move("tagger", 1, State.LOADING, "loading")
-    assert ledger.version("tagger", 1).manifest == whole
+    """Each of them gave its number to the next one."""
+    for number in range(3):
+        options = {"options": {"number": number}}
+        ledger.add(manifest.model_copy(update=options), ledger.store / "a.mar", f"{number:064x}")
+        assert ledger.version("tagger", 1).manifest.options == options["options"]
+        for state in (State.LOADING, State.FAILED):
+            ledger.move("tagger", 1, state, str(state))
+    assert len(ledger._manifests._read) == 1
+
+
+def test_members_that_archives_have_in_common_are_kept_in_memory_once(
+    ledger: Ledger, manifest: Manifest
+) -> None:
+    for version in (1, 2):
+        add(ledger, manifest, version)
+    one, other = (record.manifest.files for record in ledger.versions())
+    assert one == other == manifest.files
+    assert {id(text) for text in (*one, *one.values())} == {
+        id(text) for text in (*other, *other.values())
+    }
 
 
 def test_what_is_not_there_is_said_with_what_is(ledger: Ledger, manifest: Manifest) -> None:
