@@ -1,6 +1,6 @@
 """What rounds of versions leave behind, and how the memory of each program goes over them."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ import numpy as np
 import psutil
 from scipy.stats import linregress, t
 
+from benchmarks.lib.memory import own_memory_mib
 from vlserve.drill.stack_programs import program_of
 from vlserve.settings import Settings
 from vlserve.stack import shared_memory
 from vlserve.stack.stopping import processes
 
-_MIB = 1024**2
 _WARM_UP = 0.25
 """Share of the rounds that a slope leaves out."""
 _BLOCKS = 20
@@ -26,7 +26,7 @@ class Inventory:
     """What a stack has at one moment, besides its models and its logs."""
 
     memory_mib: Mapping[str, float]
-    """Of each program: pages that are shared count in parts (PSS)."""
+    """Of each program, see `own_memory_mib`."""
     processes: Mapping[str, int]
     open_files: Mapping[str, int]
     files: int
@@ -50,19 +50,19 @@ class Slope:
 
 def inventory(settings: Settings) -> Inventory:
     """Return what the stack of ``settings`` has now."""
-    memory: Counter[str] = Counter()
+    memory_mib: defaultdict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
     open_files: Counter[str] = Counter()
     for process in processes(settings):
         name = program_of(process) or "others"
-        with suppress(psutil.Error):
-            memory[name] += process.memory_full_info().pss
+        with suppress(psutil.Error, OSError):
+            memory_mib[name] += own_memory_mib(process.pid)
             open_files[name] += process.num_fds()
             counts[name] += 1
     prefix = shared_memory.stack_prefix(settings.state_dir)
     ours = [path for path in _below(settings.state_dir) if "logs" not in path.parts]
     return Inventory(
-        memory_mib={name: pss / _MIB for name, pss in sorted(memory.items())},
+        memory_mib=dict(sorted(memory_mib.items())),
         processes=dict(sorted(counts.items())),
         open_files=dict(sorted(open_files.items())),
         files=sum(path.is_file() for path in ours),

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 import psutil
@@ -11,13 +12,13 @@ import psutil
 from vlserve.settings import Settings
 from vlserve.stack.stopping import processes
 
-_MIB = 1024**2
+_KIB_IN_MIB = 1024
+_OWN = ("Pss_Anon:", "Pss_Shmem:")
 
 
 @dataclass(frozen=True)
 class Held:
-    """What all processes of a stack held at one moment. ``memory_mib``: pages that are shared count
-    once (PSS)."""
+    """What all processes of a stack held at one moment. ``memory_mib``: see `own_memory_mib`."""
 
     memory_mib: float
     files: int
@@ -51,13 +52,27 @@ def watching(settings: Settings, every_s: float) -> Iterator[Watch]:
 
 def held_by(settings: Settings) -> Held:
     """Return what the living processes of a stack hold now."""
-    memory, files, threads = 0, 0, 0
+    memory_mib, files, threads = 0.0, 0, 0
     for process in processes(settings):
-        with suppress(psutil.Error):
-            memory += process.memory_full_info().pss
+        with suppress(psutil.Error, OSError):
+            memory_mib += own_memory_mib(process.pid)
             files += process.num_fds()
             threads += process.num_threads()
-    return Held(memory / _MIB, files, threads)
+    return Held(memory_mib, files, threads)
+
+
+def own_memory_mib(pid: int) -> float:
+    """Return what a process holds besides pages of files; of what it shares, its part.
+
+    The pages of programs and libraries are shared by whatever runs from the same files, so that the
+    part of a process (PSS) rises by tens of MiB as another stack on the machine ends.
+
+    Raises:
+        OSError: it has ended.
+    """
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    sizes_kib = [int(line.split()[1]) for line in lines if line.startswith(_OWN)]
+    return sum(sizes_kib) / _KIB_IN_MIB
 
 
 def growth(samples: Sequence[Held]) -> tuple[Held, Held] | None:
