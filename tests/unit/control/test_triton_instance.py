@@ -100,6 +100,14 @@ def test_an_unload_without_an_answer_in_time_says_so(slow: SlowTriton, monkeypat
         triton_grpc.unload(slow.address, "token", "tagger-1")
 
 
+def test_nothing_is_kept_of_versions_that_went(instance: TritonInstance) -> None:
+    for version in range(1, 4):
+        instance.remove("tagger", version)
+        assert not instance._locks
+    with instance._lock(KEY):
+        assert not instance._lock(KEY).acquire(blocking=False)
+
+
 def _full_disk(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import httpx
 import psutil
@@ -60,7 +61,9 @@ class TritonInstance:
         self._url = f"http://{endpoint.host}:{endpoint.inference_port}"
         self._grpc = f"{endpoint.host}:{endpoint.grpc_management_port}"
         self._repository = TritonRepository(endpoint)
-        self._writing: dict[Key, threading.Lock] = {}
+        self._locks: WeakValueDictionary[Key, threading.Lock] = WeakValueDictionary()
+        """Of the versions that somebody works on."""
+        self._locking = threading.Lock()
         self._short: list[Key] = []  # the versions that lacked a worker when last counted
         self._living_then: dict[Key, Sequence[Worker]] = {}  # when last counted
         self._mender = Mender(
@@ -219,7 +222,11 @@ class TritonInstance:
             return False
 
     def _lock(self, key: Key) -> threading.Lock:
-        return self._writing.setdefault(key, threading.Lock())
+        with self._locking:
+            lock = self._locks.get(key)
+            if lock is None:
+                lock = self._locks[key] = threading.Lock()
+            return lock
 
     def _living(self, model: str, version: int) -> Sequence[Worker]:
         return self._workers().get(self._repository.code_folder(model, version), [])
