@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -107,7 +107,8 @@ def encode(
     }
     folder = cache / _digest(encoder.frozen, samples)
     if not folder.is_dir():
-        partial = folder.with_name(f".{folder.name}-{os.getpid()}")
+        # not by the process's number: those of two containers may be the same
+        partial = folder.with_name(f".{folder.name}-{uuid4().hex}")
         partial.mkdir(parents=True)
         try:
             _write(encoder, {"image": samples.images, **text}, partial, on_read)

@@ -1,11 +1,11 @@
 """Images and the texts that belong to them, as the frozen part of a dual encoder sees them."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -95,10 +95,13 @@ class Reader:
         file = self.cache / f"{kind}-{digest.hexdigest()}.npy"
         if not file.is_file():
             self.cache.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".{os.getpid()}")
-            with partial.open("wb") as target:
-                np.save(target, np.concatenate(list(self._batches(raw, make))))
-            partial.replace(file)
+            # not by the process's number: those of two containers may be the same
+            partial = file.with_name(f".{file.stem}-{uuid4().hex}.npy")
+            try:
+                np.save(partial, np.concatenate(list(self._batches(raw, make))))
+                partial.replace(file)
+            finally:
+                partial.unlink(missing_ok=True)
         features: Features = np.load(file, allow_pickle=False)
         return features
 

@@ -1,16 +1,17 @@
 """Processes that fill one folder of features at the same time."""
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
 
 from vlserve.training import encoded_features
 from vlserve.training.encoded_features import Encoder, Graph, encode
+from vlserve.training.pairs import Reader
 from vlserve.training.samples import Samples
 
 ITEMS = 3
@@ -49,15 +50,12 @@ def some_samples() -> Samples:
     )
 
 
-def test_another_process_that_is_first_has_made_the_same_features(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_process_that_is_first_has_made_the_same_features(tmp_path: Path) -> None:
+    """In another container, say, where it has the same number."""
     samples, firsts = some_samples(), list[np.ndarray[Any, Any]]()
 
     def another_process(done: int, total: int) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "getpid", lambda: 1)
-            firsts.append(encode(Encoder(Doubled()), samples, tmp_path).features["seen"])
+        firsts.append(encode(Encoder(Doubled()), samples, tmp_path).features["seen"])
 
     encoded = encode(Encoder(Doubled()), samples, tmp_path, another_process)
     (folder,) = tmp_path.iterdir()
@@ -76,3 +74,32 @@ def test_a_folder_that_cannot_appear_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError):
         encode(Encoder(Doubled()), samples, cache)
     assert [file.name for file in cache.iterdir()] == [folder.name]
+
+
+def test_of_pairs_too_another_process_that_is_first_has_made_the_same(tmp_path: Path) -> None:
+    anything: Any = SimpleNamespace(spec="characters")
+    reader = Reader(anything, "weights", anything, anything, tmp_path)
+    firsts = list[np.ndarray[Any, Any]]()
+
+    def lengths(raw: Any) -> Tensor:
+        return torch.tensor([[float(len(content))] for content in raw])
+
+    def after_another_process(raw: Any) -> Tensor:
+        firsts.append(reader._kept("texts", raw, lengths))
+        return lengths(raw)
+
+    texts = [b"a", b"door"]
+    kept = reader._kept("texts", texts, after_another_process)
+    assert kept.tolist() == firsts[0].tolist() == [[1.0], [4.0]]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_pairs_whose_encoding_breaks_off_leave_nothing_behind(tmp_path: Path) -> None:
+    anything: Any = SimpleNamespace(spec="characters")
+
+    def stop(raw: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Reader(anything, "weights", anything, anything, tmp_path)._kept("texts", [b"a"], stop)
+    assert list(tmp_path.iterdir()) == []
