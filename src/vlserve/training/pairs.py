@@ -128,15 +128,29 @@ class Reader:
 
 def _refused(file: TaskFile[PairedItem], image: ImageInput, tokenizer: Tokenizer) -> dict[int, str]:
     reasons = {}
+    seen: dict[str, str | None] = {}  # captions of one image may have a line each
     for line, item in file.by_line.items():
         try:
             for text in item.texts:
                 check_size(read_text(text), tokenizer.spec)
             if item.img is None:
                 raise ValueError("no img")
-            decode((file.path.parent / item.img).read_bytes(), image)
-        except OSError as error:
-            reasons[line] = f"image {item.img} cannot be read: {error.strerror}"
         except (RequestError, ValueError) as error:
             reasons[line] = f"{item.img}: {error}"
+            continue
+        if item.img not in seen:
+            seen[item.img] = _fault_of(file.path.parent, item.img, image)
+        if fault := seen[item.img]:
+            reasons[line] = fault
     return reasons
+
+
+def _fault_of(folder: Path, name: str, image: ImageInput) -> str | None:
+    """Why serving would refuse an image, if it would."""
+    try:
+        decode((folder / name).read_bytes(), image)
+    except OSError as error:
+        return f"image {name} cannot be read: {error.strerror}"
+    except (RequestError, ValueError) as error:
+        return f"{name}: {error}"
+    return None

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,16 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vlserve.processor import usable_cores
 from vlserve.runtime.errors import RequestError
-from vlserve.runtime.image import decode
 from vlserve.runtime.manifest import ImageInput, TextInput
 from vlserve.runtime.text import Ids, Tokenizer, check_size, read_text
 from vlserve.training.data import Item, ItemFile
+from vlserve.training.image_files import decoded_once
 from vlserve.training.tagger_augmentation import Augmentation
 
 Decoded = Mapping[int, NDArray[np.float32]]
-"""Line number -> image (3, height, width)."""
+"""Line number -> image (3, height, width); items that show the same one share it."""
 
 READ_STEP = 100
 
@@ -92,22 +90,22 @@ def taken_by(network: nn.Module, names: Iterable[str]) -> list[str]:
 def decode_images(
     file: ItemFile, image: ImageInput, on_read: OnRead | None = None
 ) -> tuple[ItemFile, dict[int, NDArray[np.float32]]]:
-    """Decode every image of a file. Items whose image or text serving would refuse come back as
-    bad lines of the file; the others with their image by line number."""
+    """Decode every image of a file, once however many items show it. Items whose image or text
+    serving would refuse come back as bad lines of the file; the others with their image by line
+    number."""
     images: dict[int, NDArray[np.float32]] = {}
     reasons: dict[int, str] = {}
-    threads = ThreadPoolExecutor(usable_cores())
-    try:
-        results = threads.map(lambda item: _decode(item, image), file.items)
-        for count, (item, result) in enumerate(zip(file.items, results, strict=True), start=1):
-            if isinstance(result, str):
-                reasons[item.line] = result
-            else:
-                images[item.line] = result
+    with decoded_once((item.image for item in file.items), image) as image_of:
+        for count, item in enumerate(file.items, start=1):
+            try:
+                check_size(read_text(item.text), _ANY_TEXT)
+                images[item.line] = image_of(item.image)
+            except OSError as error:
+                reasons[item.line] = f"image {item.image} cannot be read: {error.strerror}"
+            except (RequestError, ValueError) as error:
+                reasons[item.line] = f"{item.image.name}: {error}"
             if on_read and (count % READ_STEP == 0 or count == len(file.items)):
                 on_read(count, len(file.items))
-    finally:  # a fault or a signal ends it without what is not begun
-        threads.shutdown(cancel_futures=True)
     return file.without(reasons), images
 
 
@@ -143,17 +141,6 @@ def batches(
     for start in range(0, len(order), batch_size):
         rows = np.asarray(order[start : start + batch_size])
         yield samples.inputs(rows, augmentation), torch.from_numpy(samples.targets[rows])
-
-
-def _decode(item: Item, image: ImageInput) -> Any:
-    """Return the image, or why serving would refuse the item."""
-    try:
-        check_size(read_text(item.text), _ANY_TEXT)
-        return decode(item.image.read_bytes(), image)
-    except OSError as error:
-        return f"image {item.image} cannot be read: {error.strerror}"
-    except (RequestError, ValueError) as error:
-        return f"{item.image.name}: {error}"
 
 
 _ANY_TEXT = TextInput(tokenizer="characters", file="vocabulary.json", max_length=1)

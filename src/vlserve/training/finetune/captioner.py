@@ -264,6 +264,7 @@ def read_features(
     exact, most = config.get("cells"), config.get("max_regions")
     rows: dict[int, NDArray[np.float32]] = {}
     reasons: dict[int, str] = {}
+    seen: dict[str, NDArray[np.float32]] = {}  # captions of one image may have a line each
     for line, item in file.by_line.items():
         if item.id in without:
             reasons[line] = "its id is in the training file too"
@@ -271,8 +272,10 @@ def read_features(
         try:
             if item.features is None:
                 raise ValueError("no features")
-            array = read_numbers(path.parent / item.features).astype(np.float32)
-            rows[line] = _checked(array, config["features"], exact, most)
+            if item.features not in seen:
+                array = read_numbers(path.parent / item.features).astype(np.float32)
+                seen[item.features] = _checked(array, config["features"], exact, most)
+            rows[line] = seen[item.features]
         except DataError as error:
             reasons[line] = f"features: {error}"
         except (TypeError, ValueError) as error:

@@ -1,7 +1,6 @@
 """Items of a task as arrays: images decoded as serving does, texts as ids."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlserve.errors import DataError
-from vlserve.processor import usable_cores
 from vlserve.runtime.errors import RequestError
-from vlserve.runtime.image import decode
 from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.text import Ids, Tokenizer, check_size, read_text
 from vlserve.training.evaluators.items import (
@@ -27,7 +24,9 @@ from vlserve.training.evaluators.items import (
     TaskItem,
     read_task_file,
 )
+from vlserve.training.image_files import ImageOf, decoded_once
 from vlserve.training.json_lines import BadLine, refuse_mostly_bad
+from vlserve.training.samples import READ_STEP
 
 SCHEMAS: Mapping[str, type[TaskItem]] = {
     "retrieve": PairedItem,
@@ -88,15 +87,17 @@ def read_data(
     file = file.without(reasons)
     images: dict[int, NDArray[np.float32]] = {}
     refusals: dict[int, str] = {}
-    with ThreadPoolExecutor(usable_cores()) as threads:
-        pairs = file.by_line.items()
-        results = threads.map(lambda pair: _look(file.path.parent, pair[1], image, text), pairs)
-        for count, (line, result) in enumerate(zip(file.by_line, results, strict=True), start=1):
-            if isinstance(result, str):
-                refusals[line] = result
-            else:
-                images[line] = result
-            if on_read and (count % 100 == 0 or count == file.used):
+    folder = file.path.parent
+    names = (name for item in file.items for name in _names(item) if name is not None)
+    with decoded_once((folder / name for name in names), image) as image_of:
+        for count, (line, item) in enumerate(file.by_line.items(), start=1):
+            try:
+                images[line] = _look(folder, item, image_of, text)
+            except OSError as error:
+                refusals[line] = f"image {error.filename} cannot be read: {error.strerror}"
+            except (RequestError, ValueError) as error:
+                refusals[line] = f"{item.img}: {error}"
+            if on_read and (count % READ_STEP == 0 or count == file.used):
                 on_read(count, file.used)
     return usable(file.without(refusals), images)
 
@@ -134,19 +135,22 @@ def padded(rows: Sequence[Sequence[int] | Ids], pad_id: int) -> tuple[Tensor, Te
     return ids, mask
 
 
-def _look(folder: Path, item: Any, image: ImageInput, text: Tokenizer | None) -> Any:
-    """The image or images, or why serving would refuse the item."""
-    names: list[Any] = [item.img, item.img2] if isinstance(item, ReasonItem) else [item.img]
-    try:
-        for sentence in texts_of(item):
-            if text is not None:
-                check_size(read_text(sentence), text.spec)
-                text.ids(sentence)
-        if None in names:
-            raise ValueError("no img")
-        looks = [decode((folder / name).read_bytes(), image) for name in names]
-    except OSError as error:
-        return f"image {error.filename} cannot be read: {error.strerror}"
-    except (RequestError, ValueError) as error:
-        return f"{names[0]}: {error}"
+def _names(item: Any) -> list[str | None]:
+    """The files of an item's image or images."""
+    return [item.img, item.img2] if isinstance(item, ReasonItem) else [item.img]
+
+
+def _look(
+    folder: Path, item: Any, image_of: ImageOf, text: Tokenizer | None
+) -> NDArray[np.float32]:
+    """The image or images. Raises OSError, RequestError or ValueError where serving would refuse
+    the item."""
+    for sentence in texts_of(item):
+        if text is not None:
+            check_size(read_text(sentence), text.spec)
+            text.ids(sentence)
+    names = [name for name in _names(item) if name is not None]
+    if len(names) < len(_names(item)):
+        raise ValueError("no img")
+    looks = [image_of(folder / name) for name in names]
     return looks[0] if len(looks) == 1 else np.stack(looks)
