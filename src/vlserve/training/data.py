@@ -55,13 +55,14 @@ class ItemFile:
         )
 
 
-def read_items(path: Path, keys: Collection[str] = INPUT_KEYS) -> ItemFile:
+def read_items(path: Path, keys: Collection[str] = INPUT_KEYS, *, mixed: bool = False) -> ItemFile:
     """Parse a file; the first good line says whether the file is multi-label.
 
     Images are not opened here.
 
     Args:
         keys: those of `INPUT_KEYS` that each line must have; the others are not read.
+        mixed: Lines of the other kind are taken too.
 
     Raises:
         DataError: the file cannot be read.
@@ -76,7 +77,7 @@ def read_items(path: Path, keys: Collection[str] = INPUT_KEYS) -> ItemFile:
             label = fields["label"]
             if multi_label is None:
                 multi_label = isinstance(label, list)
-            if multi_label != isinstance(label, list):
+            if multi_label != isinstance(label, list) and not mixed:
                 kind = "a list" if isinstance(label, list) else "a string"
                 raise ValueError(f"label is {kind}, unlike in the lines before")
             if first := line_of_id.get(fields["id"]):
@@ -90,6 +91,13 @@ def read_items(path: Path, keys: Collection[str] = INPUT_KEYS) -> ItemFile:
         text = fields["text"] if "text" in keys else ""
         items.append(Item(fields["id"], image, text, labels, number))
     return ItemFile(path, tuple(items), tuple(bad), bool(multi_label))
+
+
+def read_questions(path: Path) -> ItemFile:
+    """Parse a file of questions: an answer stands alone or in a list, as for `vlserve evaluate`.
+    DataError as `read_items`."""
+    file = read_items(path, mixed=True)
+    return file.without({item.line: "no answer" for item in file.items if not item.labels})
 
 
 def leave_out_unknown(file: ItemFile, labels: Collection[str]) -> ItemFile:

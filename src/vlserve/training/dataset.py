@@ -1,7 +1,7 @@
 """Both files of a run as arrays, and the config.json that follows from the training file."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from vlserve.training.data import (
     leave_out_trained,
     leave_out_unknown,
     read_items,
+    read_questions,
 )
 from vlserve.training.encoded_features import Encoder, encode
-from vlserve.training.json_lines import BadLine, refuse_bad_lines
+from vlserve.training.json_lines import BadLine, refuse_bad_lines, refuse_mostly_bad
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts, training_plan
 from vlserve.training.samples import (
@@ -32,6 +33,9 @@ from vlserve.training.samples import (
     decode_images,
     to_samples,
 )
+
+ANSWER = "answer"
+"""The task of those whose titles are questions, and whose labels are the answers."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,15 @@ class Dataset:
     tokenizer: Tokenizer
     train: TrainingSamples
     val: TrainingSamples
+    val_labels: Sequence[tuple[str, ...]]
+    """Of each validation item, also those that training does not show."""
     multi_label: bool
     bad_lines: tuple[BadLine, ...]
 
     @property
     def answers(self) -> bool:
         """Whether the titles are questions, and the labels their answers."""
-        return bool(self.config.get("task") == "answer")
+        return bool(self.config.get("task") == ANSWER)
 
 
 def read_dataset(
@@ -64,19 +70,15 @@ def read_dataset(
 ) -> Dataset:
     """Read and decode both files; labels and titles' facts come from the training file alone.
 
-    Validation items that share an id with a training item, or have a label that it does not know,
-    are bad lines. ``training`` goes into config.json. Raises DataError for a file without a usable
-    line, and for any bad one if ``strict``.
+    Validation items that share an id with a training item are bad lines, and those that have a
+    label which it does not show; a question with such answers stays, as in `vlserve evaluate`.
+    ``training`` goes into config.json. Raises DataError for a file without a usable line, and for
+    any bad one if ``strict``.
     """
-    train_file = read_items(train)
-    val_file = leave_out_other_kind(read_items(val), multi_label=train_file.multi_label)
-    val_file = leave_out_trained(val_file, train_file)
-    train_file, train_images = decode_images(train_file, options.image, on_read)
+    train_file, train_images = decode_images(read_items(train), options.image, on_read)
     label_items = count_labels(train_file.items)
     labels = list(label_items)
-    val_file = leave_out_unknown(val_file, labels)
-    val_file, val_images = decode_images(val_file, options.image, on_read)
-    bad_lines = refuse_bad_lines((train_file, val_file), strict=strict)
+    refuse_mostly_bad(train, train_file.used, train_file.bad_lines)
     _check_enough(train_file, labels)
     facts = DataFacts(
         labels=labels,
@@ -85,6 +87,13 @@ def read_dataset(
         training={**training, "label_items": label_items},
     )
     config = training_plan(recipe).new_config(options, facts)
+    if config.get("task") == ANSWER:
+        val_file = leave_out_trained(read_questions(val), train_file)
+    else:
+        val_file = leave_out_other_kind(read_items(val), multi_label=train_file.multi_label)
+        val_file = leave_out_unknown(leave_out_trained(val_file, train_file), labels)
+    val_file, val_images = decode_images(val_file, options.image, on_read)
+    bad_lines = refuse_bad_lines((train_file, val_file), strict=strict)
     image, tokenizer = read_serving(recipe, config)
     return Dataset(
         config=config,
@@ -92,6 +101,7 @@ def read_dataset(
         tokenizer=tokenizer,
         train=to_samples(train_file.items, train_images, tokenizer, labels),
         val=to_samples(val_file.items, val_images, tokenizer, labels),
+        val_labels=[item.labels for item in val_file.items],
         multi_label=train_file.multi_label,
         bad_lines=bad_lines,
     )

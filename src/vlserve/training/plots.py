@@ -11,11 +11,9 @@ from vlserve.training.metrics.tagging import Matrix, average_precisions
 
 def plot_confusion(path: Path, targets: Matrix, scores: Matrix, labels: Sequence[str]) -> None:
     """Plot a confusion matrix. Rows: true labels, columns: best label; colours and numbers count
-    items."""
-    from sklearn.metrics import confusion_matrix
-
+    items. An item whose label is not among ``labels``, as a question may be, has no row."""
+    counts = confusions(targets, scores)
     columns = range(len(labels))
-    counts = confusion_matrix(targets.argmax(axis=1), scores.argmax(axis=1), labels=list(columns))
     side = 3 + 0.4 * len(labels)
     figure = _figure(side, side)
     axes = figure.add_subplot()
@@ -31,6 +29,19 @@ def plot_confusion(path: Path, targets: Matrix, scores: Matrix, labels: Sequence
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     _write(path, figure)
+
+
+def confusions(targets: Matrix, scores: Matrix) -> Matrix:
+    """Return how many items of each label (rows) have which best label (columns); those without
+    any label do not count."""
+    from sklearn.metrics import confusion_matrix
+
+    known = targets.any(axis=1)
+    if not known.any():
+        return np.zeros((targets.shape[1],) * 2, dtype=np.int64)
+    true, best = targets[known].argmax(axis=1), scores[known].argmax(axis=1)
+    counts: Matrix = confusion_matrix(true, best, labels=list(range(targets.shape[1])))
+    return counts
 
 
 def plot_average_precisions(

@@ -112,7 +112,7 @@ def decode_images(
 def to_samples(
     items: Sequence[Item], images: Decoded, tokenizer: Tokenizer, labels: Sequence[str]
 ) -> Samples:
-    """Return arrays of items, all of whose labels are among ``labels``."""
+    """Return arrays of items; labels that are not among ``labels`` are no targets."""
     return Samples(
         items=items,
         images=np.stack([images[item.line] for item in items]),
@@ -123,11 +123,12 @@ def to_samples(
 
 
 def to_targets(items: Sequence[Item], labels: Sequence[str]) -> NDArray[np.int64]:
-    """Return targets (items, labels) of 0 and 1."""
+    """Return targets (items, labels) of 0 and 1; an item may have labels that are not among
+    ``labels``."""
     column = {label: index for index, label in enumerate(labels)}
     targets = np.zeros((len(items), len(labels)), dtype=np.int64)
     for row, item in zip(targets, items, strict=True):
-        row[[column[label] for label in item.labels]] = 1
+        row[[column[label] for label in item.labels if label in column]] = 1
     return targets
 
 

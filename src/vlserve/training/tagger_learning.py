@@ -17,7 +17,7 @@ from vlserve.errors import TrainingError
 from vlserve.training.dataset import Dataset
 from vlserve.training.distributed import over_ranks
 from vlserve.training.metrics.tagging import Metrics, measure
-from vlserve.training.metrics.vqa import normalised
+from vlserve.training.metrics.vqa import is_any_of
 from vlserve.training.objectives.classify import binary_focal, focal
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import Parts
@@ -185,21 +185,20 @@ def measure_tags(
         data.val.targets,
         scores,
         multi_label=data.multi_label,
-        right=_answered(data.config["labels"], data.val.targets, scores) if data.answers else None,
+        right=_answered(data.config["labels"], data.val_labels, scores) if data.answers else None,
         resamples=resamples,
     )
     return figures, scores
 
 
 def _answered(
-    labels: Sequence[str], targets: NDArray[np.int64], scores: NDArray[np.float64]
+    labels: Sequence[str], answers: Sequence[Sequence[str]], scores: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Return of which items the best answer is one of theirs, as `vlserve evaluate` has it
-    (`is_any_of`)."""
-    answers = np.array([normalised(label) for label in labels])
-    best = answers[scores.argmax(axis=1)]
-    same: NDArray[np.bool_] = answers[None, :] == best[:, None]
-    return np.asarray((same & (targets > 0)).any(axis=1))
+    """Return of which items the best label is one of their answers, as `vlserve evaluate` has it;
+    ``answers``: of each item, also those that are no label."""
+    best = scores.argmax(axis=1)
+    right = [is_any_of(labels[place], own) for place, own in zip(best, answers, strict=True)]
+    return np.array(right, dtype=np.bool_)
 
 
 def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: float) -> Solution:

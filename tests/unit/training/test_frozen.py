@@ -26,6 +26,7 @@ from vlserve.training.demo_data import DemoData
 from vlserve.training.evaluate import evaluate_archive, evaluate_checkpoint
 from vlserve.training.evaluators import evaluate
 from vlserve.training.fit import TrainReport, fit
+from vlserve.training.options import parse_options
 from vlserve.training.plan import DataFacts, TrainingPlan, digest_of, parts_of
 from vlserve.training.run import Progress
 from vlserve.training.samples import Samples
@@ -200,8 +201,10 @@ def test_the_archive_answers_as_the_training_measured(
 def test_answers_are_measured_as_evaluate_does(
     frozen_recipe: Recipe, demo: DemoData, converter: Converter, tmp_path: Path
 ) -> None:
-    """Of several answers that count, the best one alone is judged."""
+    """Of several answers that count, the best one alone is judged; questions stay whose answers
+    train does not show."""
     train, val = (multi_label(demo, name, tmp_path) for name in ("train", "val"))
+    unanswerable, items = with_answers_of_val_alone(val)
     out = tmp_path / "out"
     report = fit(frozen_recipe, train, val, out, options={**OPTIONS, "task": "answer"})
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
@@ -214,9 +217,55 @@ def test_answers_are_measured_as_evaluate_does(
     ).path
     figures = evaluate(archive, val).figures
     assert (figures["items"], figures["accuracy"]) == (metrics["items"], report.metrics.accuracy)
-    assert report.metrics.accuracy > 0
+    assert metrics["items"] == items and not (out / "bad_lines.json").exists()
+    assert 0 < report.metrics.accuracy <= 1 - unanswerable / items
     low, high = metrics["intervals_95"]["accuracy"]
     assert low <= report.metrics.accuracy <= high
+
+
+def with_answers_of_val_alone(val: Path) -> tuple[int, int]:
+    """Give every third question an answer that train does not show, and every third one such an
+    answer beside its own; an answer alone is no list. Return how many cannot be right, of how
+    many."""
+    items = [json.loads(line) for line in val.read_text(encoding="utf-8").splitlines()]
+    for place, item in enumerate(items):
+        own = item["label"] if isinstance(item["label"], list) else [item["label"]]
+        item["label"] = ("of val alone", [*own, "of val alone"], own)[place % 3]
+    val.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    return len(items[::3]), len(items)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_question_stays_whose_answers_train_does_not_show(
+    several: bool, frozen_recipe: Recipe, demo: DemoData, tmp_path: Path
+) -> None:
+    """Whether those of train are lists or not."""
+    train, val = (multi_label(demo, name, tmp_path) for name in ("train", "val"))
+    if not several:
+        lines = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()]
+        lines = [line | {"label": line["label"][0]} for line in lines]
+        train.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    _, items = with_answers_of_val_alone(val)
+    options = parse_options(frozen_recipe.training.options, {**OPTIONS, "task": "answer"})  # type: ignore[attr-defined]
+    data = read_dataset(frozen_recipe, train, val, options, training={}, strict=True)
+    assert data.multi_label == several and "of val alone" not in data.config["labels"]
+    assert (len(data.val), len(data.val_labels)) == (items, items)
+    known = data.val.targets.any(axis=1)
+    assert known.tolist() == [place % 3 != 0 for place in range(items)]
+    assert data.val_labels[0] == ("of val alone",) and "of val alone" in data.val_labels[1]
+
+
+def test_a_question_without_any_answer_is_left_out(
+    frozen_recipe: Recipe, demo: DemoData, tmp_path: Path
+) -> None:
+    train, val = (multi_label(demo, name, tmp_path) for name in ("train", "val"))
+    items = [json.loads(line) for line in val.read_text(encoding="utf-8").splitlines()]
+    items[0]["label"] = []
+    val.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    options = parse_options(frozen_recipe.training.options, {**OPTIONS, "task": "answer"})  # type: ignore[attr-defined]
+    data = read_dataset(frozen_recipe, train, val, options, training={}, strict=False)
+    assert [(bad.line, bad.reason) for bad in data.bad_lines] == [(1, "no answer")]
+    assert len(data.val) == len(items) - 1
 
 
 def stages_of(recipe: Recipe, demo: DemoData, out: Path, **more: Any) -> list[str]:

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,17 @@ from torch.nn import functional as F
 from vlserve.errors import TrainingError
 from vlserve.runtime.manifest import ImageInput
 from vlserve.training import tagger_learning
+from vlserve.training.dataset import Dataset
 from vlserve.training.encoded_features import EncodedSamples
+from vlserve.training.plots import confusions
 from vlserve.training.tagger_augmentation import Augmentation
-from vlserve.training.tagger_learning import add_dropout, class_weights, make_loss, solve
+from vlserve.training.tagger_learning import (
+    add_dropout,
+    class_weights,
+    make_loss,
+    measure_tags,
+    solve,
+)
 
 SIZE = ImageInput(height=16, width=24)
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (SIZE.mean, SIZE.std))
@@ -195,3 +204,38 @@ def test_a_search_that_ends_before_the_optimum_says_so(monkeypatch: pytest.Monke
     x[0, 0] = np.nan
     with pytest.raises(TrainingError, match="no longer a number"):
         solve(Linear(4, 2), loss_of, samples, penalty=0.5)
+
+
+class Given(nn.Module):
+    """Logits as the items have them."""
+
+    def forward(self, visual: torch.Tensor) -> torch.Tensor:
+        return visual
+
+
+def test_a_question_is_right_where_the_best_answer_is_one_of_its_own() -> None:
+    """Once normalised, also where train does not show it in those letters; wrong where train shows
+    none of them."""
+    anything: Any = None
+    answers = [("two",), ("2", "pair"), ("green",), ("red", "green"), ("blue",)]
+    best = np.array([0, 0, 1, 1, 0])  # two, two, red, red, two
+    samples = EncodedSamples(
+        {"visual": np.eye(2, dtype=np.float32)[best]},
+        np.array([[1, 0], [0, 0], [0, 0], [0, 1], [0, 0]]),
+    )
+    data = Dataset(
+        config={"task": "answer", "labels": ["two", "red"]},
+        image=anything,
+        tokenizer=anything,
+        train=samples,
+        val=samples,
+        val_labels=answers,
+        multi_label=False,
+        bad_lines=(),
+    )
+    metrics, scores = measure_tags(Given(), data)
+    assert metrics.items == 5 and metrics.accuracy == pytest.approx(3 / 5)
+    # what train shows no answer of has no row
+    assert confusions(samples.targets, scores).tolist() == [[1, 0], [0, 1]]
+    nothing = np.zeros((2, 3), dtype=np.int64)
+    assert confusions(nothing, np.ones((2, 3))).tolist() == [[0] * 3] * 3
