@@ -36,9 +36,9 @@ class Run:
         """Return this run with a preset's objective and options, where it says nothing else."""
         if name is None:
             return self
-        from vlserve.training.presets import filled
+        from vlserve.training.finetune.stages import with_preset
 
-        objective, options = filled(name, self.recipe.spec.family, self.objective, self.options)
+        objective, options = with_preset(name, self.recipe, self.objective, self.options)
         return replace(self, objective=objective, options=options)
 
 
@@ -79,7 +79,7 @@ def show_dry_run(run: Run, *, as_json: bool) -> None:
         report = dry_run(
             *(run.recipe, run.checkpoint, run.train, run.val),
             objective=run.objectives[0],
-            options=stage_options(run.options, run.objectives[0], run.objectives),
+            options=stage_options(run.recipe, run.options, run.objectives[0], run.objectives),
             seed=run.seed,
             progress=show,
         )

@@ -18,9 +18,9 @@ from vlserve.exporter.recipe import load_recipe
 from vlserve.settings import load_settings
 from vlserve.training.contrastive import fit_pairs, is_of_pairs
 from vlserve.training.distributed import is_first, joined
-from vlserve.training.finetune.stages import finetune_in_stages
+from vlserve.training.finetune.stages import finetune_in_stages, with_preset
 from vlserve.training.fit import fit
-from vlserve.training.presets import filled, tag_options
+from vlserve.training.presets import tag_options
 from vlserve.training.progress import training_progress
 from vlserve.training.run import Progress
 from vlserve.training.run_folder import LAST
@@ -62,7 +62,7 @@ def _train(arguments: argparse.Namespace, show: Callable[[Progress], None]) -> N
     if arguments.checkpoint:
         objective = arguments.objective
         if arguments.preset:
-            objective, options = filled(arguments.preset, recipe.spec.family, objective, options)
+            objective, options = with_preset(arguments.preset, recipe, objective, options)
         finetune_in_stages(
             *(recipe, arguments.checkpoint, arguments.data, arguments.val, arguments.out),
             objectives=tuple(objective.split(",")) if objective else (None,),

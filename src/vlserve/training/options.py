@@ -1,8 +1,8 @@
 """What every training run may be told."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -43,6 +43,8 @@ class TrainOptions(BaseModel):
     """Options of every family; a recipe adds its own, and may have other defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    idle: ClassVar[Collection[str]] = ()
+    """Options that no run of the kind reads."""
 
     epochs: int = Field(default=40, ge=1)
     patience: int = Field(default=10, ge=1)
@@ -154,7 +156,7 @@ def parse_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
     try:
         return kind.model_validate(options)
     except ValidationError as error:
-        names = ", ".join(kind.model_fields)
+        names = ", ".join(name for name in kind.model_fields if name not in kind.idle)
         wrong = "; ".join(
             f"{item['loc'][0]}: {item['msg']}"
             for item in error.errors(include_url=False, include_input=False)

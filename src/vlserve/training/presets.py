@@ -19,7 +19,6 @@ _ALBEF: Mapping[str, Any] = {
     "accumulate": 8,
     "weight_decay": 0.02,
     "lowest_rate": 1e-6,
-    "label_smoothing": 0.0,
     "average_decay": 0.0,
     "augmentation": "albef",
 }
@@ -29,6 +28,8 @@ _BLIP: Mapping[str, Any] = {
     "lowest_rate": 0.0,
     "augmentation": "blip",
 }
+_HARD: Mapping[str, Any] = {"label_smoothing": 0.0}
+"""ALBEF's targets; BLIP's words are smoothed by its recipe."""
 _RETRIEVE: Mapping[str, Any] = {"learning_rate": 1e-5, "warm_up": NO_WARM_UP, "alpha": 0.4}
 _VILBERT: Mapping[str, Any] = {
     "epochs": 20,
@@ -38,7 +39,6 @@ _VILBERT: Mapping[str, Any] = {
     "step_epochs": 10,
     "weight_decay": 0.01,
     "warm_up": 0.1,
-    "label_smoothing": 0.0,
     "average_decay": 0.0,
     "clip": NO_CLIP,
 }
@@ -48,7 +48,6 @@ _VISUALBERT: Mapping[str, Any] = {
     "weight_decay": 0.01,
     "schedule": "linear",
     "warm_up": 0.1,
-    "label_smoothing": 0.0,
     "average_decay": 0.0,
 }
 _STAGES: Mapping[str, Any] = {
@@ -99,19 +98,26 @@ PRESETS: Mapping[str, Preset] = {
         "albef",
         "answer",
         "salesforce/ALBEF configs/VQA.yaml",
-        {**_ALBEF, "epochs": 8, "learning_rate": 2e-5, "warm_up": 0.01},
+        {**_ALBEF, **_HARD, "epochs": 8, "learning_rate": 2e-5, "warm_up": 0.01},
     ),
     "albef-ve": Preset(
         "albef",
         "entail",
         "salesforce/ALBEF configs/VE.yaml",
-        {**_ALBEF, "epochs": 5, "learning_rate": 2e-5, "warm_up": 0.01},
+        {**_ALBEF, **_HARD, "epochs": 5, "learning_rate": 2e-5, "warm_up": 0.01},
     ),
     "albef-nlvr": Preset(
         "albef",
         "reason",
         "salesforce/ALBEF configs/NLVR.yaml",
-        {**_ALBEF, "epochs": 10, "batch_size": 16, "learning_rate": 2e-5, "warm_up": 0.015},
+        {
+            **_ALBEF,
+            **_HARD,
+            "epochs": 10,
+            "batch_size": 16,
+            "learning_rate": 2e-5,
+            "warm_up": 0.015,
+        },
     ),
     "albef-grounding": Preset(
         "albef",
@@ -272,15 +278,6 @@ def tag_options(name: str | None, family: str, options: Mapping[str, Any]) -> di
     if preset.objective != "tag":
         raise SettingsError(f"the preset {name} trains a checkpoint on: give it with --from")
     return {**preset.options, **options}
-
-
-def filled(
-    name: str, family: str, objective: str | None, options: Mapping[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    """Objective and options of a run from a checkpoint: the preset's, where it says nothing else.
-    Raises what `preset_of` does."""
-    preset = preset_of(name, family)
-    return objective or preset.objective, {**preset.options, **options}
 
 
 def preset_of(name: str, family: str) -> Preset:

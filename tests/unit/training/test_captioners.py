@@ -185,7 +185,7 @@ def test_both_stages_of_every_preset_take_a_step(family_data: tuple[str, Path]) 
     run = Run(recipe, start, *data, None, small, 0).with_preset(family)
     assert run.objectives == ("caption", "reward")
     for objective in ("caption", "reward"):
-        options = stage_options(run.options, objective, ("caption", "reward"))
+        options = stage_options(recipe, run.options, objective, ("caption", "reward"))
         report = dry_run(recipe, start, *data, objective=objective, options=options)
         assert report.objective == objective and set(report.losses) == {objective}
     assert options["learning_rate"] == PRESETS[family].options["reward.learning_rate"]
@@ -217,11 +217,11 @@ def test_what_a_later_stage_cannot_follow_is_refused_before_the_first(
 
 def test_options_of_a_stage_win_and_those_of_none_are_refused() -> None:
     options = {"patience": 5, "epochs": 9, "reward.epochs": 2}
-    stages = ("caption", "reward")
-    assert stage_options(options, "caption", stages) == {"patience": 5, "epochs": 9}
-    assert stage_options(options, "reward", stages) == {"patience": 5, "epochs": 2}
+    stages, recipe = ("caption", "reward"), load_recipe("s2", EXPORT)
+    assert stage_options(recipe, options, "caption", stages) == {"patience": 5, "epochs": 9}
+    assert stage_options(recipe, options, "reward", stages) == {"patience": 5, "epochs": 2}
     with pytest.raises(SettingsError, match="options of rewards: stages are caption, reward"):
-        stage_options({"rewards.epochs": 2}, "caption", stages)
+        stage_options(recipe, {"rewards.epochs": 2}, "caption", stages)
 
 
 def test_workers_score_as_one_process_does() -> None:

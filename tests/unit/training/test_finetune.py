@@ -25,7 +25,8 @@ from vlserve.training.presets import PRESETS, preset_of, tag_options
 pytestmark = pytest.mark.training
 
 COLOURS = {"red": (220, 30, 30), "cat": (30, 220, 30), "dog": (30, 30, 220), "ball": (220, 220, 30)}
-OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "queue_size": 8}
+OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
+OF_PAIRS = {"queue_size": 8}
 LINES: dict[str, Any] = {
     "retrieve": lambda word, place: {"captions": [f"a {word}", f"{word} {word}"]},
     "caption": lambda word, place: {"captions": [f"a {word}", f"{word} {word}"]},
@@ -69,19 +70,24 @@ class Prepared:
     """A tiny checkpoint, and data for what it is to learn."""
 
     def __init__(self, name: str, folder: Path, objective: str) -> None:
+        self.objective = objective
         self.recipe = load_recipe(name.partition("-")[0], EXPORT)
         self.checkpoint = tiny_models()[name].write(folder)
         self.val = write_lines(folder, objective, "val", 1)
         self.train = write_lines(folder, objective, "train", 2)
 
     def run(self, out: Path, **more: Any) -> FinetuneReport:
-        options = OPTIONS | more.pop("options", {})
         files = (self.checkpoint, self.train, self.val, out)
-        return finetune(self.recipe, *files, options=options, **more)
+        return finetune(self.recipe, *files, **self._told(more))
 
     def dry(self, **more: Any) -> Any:
         files = (self.checkpoint, self.train, self.val)
-        return dry_run(self.recipe, *files, options=OPTIONS, **more)
+        return dry_run(self.recipe, *files, **self._told(more))
+
+    def _told(self, more: dict[str, Any]) -> dict[str, Any]:
+        of_pairs = more.get("objective", self.objective) in ("retrieve", "pretrain")
+        own = OPTIONS | (OF_PAIRS if of_pairs else {})
+        return more | {"options": own | more.get("options", {})}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -237,7 +243,7 @@ TINY_OF = {
 def test_every_preset_takes_a_step(name: str, tmp_path: Path) -> None:
     preset = PRESETS[name]
     case = Prepared(TINY_OF[name], tmp_path, preset.objective)
-    small = {"batch_size": 4, "queue_size": 8}
+    small = {"batch_size": 4} | (OF_PAIRS if preset.objective == "retrieve" else {})
     run = Run(case.recipe, case.checkpoint, case.train, case.val, None, small, 0)
     preset_run = run.with_preset(name)
     files = (preset_run.checkpoint, preset_run.train, preset_run.val)

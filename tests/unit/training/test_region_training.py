@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from support.tiny_models import EXPORT, bert, seeded, tiny_models
 from vlserve.cli.finetuning import Run
-from vlserve.errors import DataError, TrainingError
+from vlserve.errors import DataError, SettingsError, TrainingError
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.recipe import load_recipe
 from vlserve.settings import Settings
@@ -228,6 +228,8 @@ def test_lines_whose_regions_do_not_fit_are_named(tmp_path: Path) -> None:
 
 def test_several_labels_need_a_sigmoid_each(tmp_path: Path) -> None:
     case = Prepared("visualbert-coattention-tag", tmp_path, "tag")
+    with pytest.raises(SettingsError, match="label_smoothing: items have several labels"):
+        case.run("smoothed", options={"label_smoothing": 0.1})
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(
         json.dumps(config | {"multi_label": False}), encoding="utf-8"

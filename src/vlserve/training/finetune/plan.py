@@ -1,9 +1,9 @@
 """What a recipe says of how its networks go on learning: its attribute ``finetuning``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 from tokenizers import Tokenizer
@@ -38,8 +38,26 @@ Objective = Literal[
 ]
 
 
+_CONFIG = "config.json beside the checkpoint decides it"
+_LOSS = "of taggers without --from; the objective has a loss of its own"
+OF_TAGGERS: Mapping[str, str] = {
+    "image_height": f"{_CONFIG} (image)",
+    "image_width": f"{_CONFIG} (image)",
+    "max_length": _CONFIG,
+    "text_cleaning": _CONFIG,
+    "augment": "of taggers without --from; augmentation names what changes items here",
+    "penalty": _LOSS,
+    "focal_gamma": _LOSS,
+    "class_weight_power": _LOSS,
+}
+"""Options that no run from a checkpoint reads, and what decides instead."""
+
+
 class FinetuneOptions(TrainOptions):
-    """What a run from a checkpoint may be told; defaults are those of a fine-tuning."""
+    """What a run from a checkpoint may be told; defaults are those of a fine-tuning. Those that are
+    idle stand in records alone."""
+
+    idle: ClassVar[Collection[str]] = OF_TAGGERS.keys()
 
     epochs: int = Field(default=5, ge=1)
     patience: int = Field(default=5, ge=1)
@@ -135,7 +153,7 @@ class VisionTextPlan:
     parts: Mapping[str, tuple[str, ...]]
     start: str
     smoothing: float
-    """Of the words of answers and captions."""
+    """Of the words of answers and captions, unless the options say another."""
     tokenizer: Callable[[Mapping[str, Any]], Tokenizer]
     """Of a config: ids without special tokens."""
     caption: Callable[[str], str] = str

@@ -26,6 +26,7 @@ from vlserve.training.finetune.item_augmentation import (
     refuse_idle_synonyms,
 )
 from vlserve.training.finetune.jobs import AnswerJob, CaptionJob, ClassJob, Items, Words
+from vlserve.training.finetune.option_use import for_objective, refuse_idle
 from vlserve.training.finetune.plan import (
     CaptionerPlan,
     FinetuneOptions,
@@ -76,11 +77,12 @@ def prepare(
     """Read checkpoint and data. Raises TrainingError (an objective that the family lacks),
     SettingsError (options), DataError, CheckpointMismatch and ExportError."""
     plan, target = plan_of(recipe, objective)
-    finetune_options = read_options(recipe, plan, options or {})
+    finetune_options = read_options(recipe, plan, target, options or {})
     # a decoder writes answers, and needs no row for each
     least = 1 if isinstance(plan, VisionTextPlan) else finetune_options.least_answers
     names = partial(names_of, train_file, target, least)
     start = start_from(recipe, plan, checkpoint, config, target, seed, names)
+    finetune_options = for_objective(plan, start.objective, finetune_options)
     if _lacks_word_head(plan, start):
         start = replace(start, new=(*start.new, WORD_HEAD))
 
@@ -101,15 +103,18 @@ def prepare(
     return Prepared(start, finetune_options, facts, job, data)
 
 
-def read_options(recipe: Recipe, plan: FinetunePlan, options: Mapping[str, Any]) -> FinetuneOptions:
-    """Parse options of a run of the recipe's family. SettingsError names those that are wrong, or
-    that the family cannot follow."""
+def read_options(
+    recipe: Recipe, plan: FinetunePlan, objective: Objective | None, options: Mapping[str, Any]
+) -> FinetuneOptions:
+    """Parse options of a run of the recipe's family; of an objective, where it is known before the
+    checkpoint is read. SettingsError names those that are wrong, or that are not followed."""
     finetune_options = parse_options(FinetuneOptions, options)
+    refuse_idle(plan, objective, finetune_options.model_fields_set)
     if isinstance(plan, VisionTextPlan):
         refuse_idle_synonyms(finetune_options)
     else:
         refuse_changes(finetune_options, recipe.spec.family)
-    return finetune_options
+    return for_objective(plan, objective, finetune_options) if objective else finetune_options
 
 
 def _lacks_word_head(plan: FinetunePlan, start: Start) -> bool:
@@ -204,7 +209,7 @@ def _pair_or_text_job(
     items = Items(*data, options.batch_size, changes)
     if objective == "caption":
         words = Words(plan.tokenizer(config), plan.start)
-        rest = (config["prompt"], plan.caption, plan.smoothing, config["max_length"])
+        rest = (config["prompt"], plan.caption, options.label_smoothing, config["max_length"])
         return CaptionJob(network, items, words, *rest)
     assert text is not None
     if objective == "retrieve":
@@ -215,7 +220,7 @@ def _pair_or_text_job(
         tokenizer = plan.tokenizer(config)
         begin = tokenizer.token_to_id("[ENC]") if plan.family == "blip" else None
         words = Words(tokenizer, plan.start)
-        return AnswerJob(network, items, text, words, plan.smoothing, begin)
+        return AnswerJob(network, items, text, words, options.label_smoothing, begin)
     classes = (False, True) if objective == "reason" else labels
     return ClassJob(network, items, text, classes, options.label_smoothing)
 
@@ -255,7 +260,7 @@ def _pretraining(
     rules = options.rules(BLIP_RULES)
     pair_job = RetrievalJob(pair, encoders, *data, text, rules, options, changes, BLIP_RAMP)
     dec_id: Any = plan.tokenizer(start.config).token_to_id(plan.start)
-    return BlipPretrainJob(pair, pair_job, dec_id, plan.smoothing)
+    return BlipPretrainJob(pair, pair_job, dec_id, options.label_smoothing)
 
 
 def _serving(

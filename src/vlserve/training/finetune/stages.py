@@ -7,10 +7,11 @@ from typing import Any
 
 from vlserve.errors import SettingsError, TrainingError
 from vlserve.exporter.recipe import Recipe
-from vlserve.training.finetune.plan import FinetuneOptions, plan_of
+from vlserve.training.finetune.option_use import follows
+from vlserve.training.finetune.plan import plan_of
 from vlserve.training.finetune.prepare import read_options
 from vlserve.training.finetune.run import FinetuneReport, finetune
-from vlserve.training.options import parse_options
+from vlserve.training.presets import preset_of
 from vlserve.training.run import OnProgress
 from vlserve.training.run_folder import LAST, METRICS, WEIGHTS
 from vlserve.training.run_log import LogTo
@@ -41,19 +42,20 @@ def finetune_in_stages(
     values = options or {}
     if len(set(objectives)) < len(objectives):
         raise SettingsError(f"objectives {_named(objectives)}: each has a folder of its own")
-    every = [stage_options(values, stage, objectives) for stage in objectives]
+    every = [stage_options(recipe, values, stage, objectives) for stage in objectives]
+    records = []
     for stage, own in zip(objectives, every, strict=True):  # not after hours of the first
-        plan, _ = plan_of(recipe, stage)
-        read_options(recipe, plan, own)
+        plan, target = plan_of(recipe, stage)
+        records.append(read_options(recipe, plan, target, own).said())
     folders = [*(out / str(stage) for stage in objectives[:-1]), out]
     if not resume:
         for folder in folders:
             for name in (METRICS, LAST):
                 (folder / name).unlink(missing_ok=True)
     begin = checkpoint
-    for objective, own, folder in zip(objectives, every, folders, strict=True):
+    for objective, own, record, folder in zip(objectives, every, records, folders, strict=True):
         if folder != out and (folder / METRICS).is_file():
-            _check_same(folder, own, seed)
+            _check_same(folder, record, seed)
         else:
             report = finetune(
                 *(recipe, begin, train_file, val_file, folder),
@@ -70,15 +72,52 @@ def finetune_in_stages(
 
 
 def stage_options(
-    options: Mapping[str, Any], objective: str | None, objectives: Sequence[str | None]
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    objective: str | None,
+    objectives: Sequence[str | None],
 ) -> dict[str, Any]:
-    """What of ``options`` counts for a stage: its own win. SettingsError for those of no stage."""
+    """What of ``options`` counts for a stage: its own win, and of those of every stage it gets none
+    that another stage alone reads. SettingsError for those of no stage; TrainingError for a stage
+    that the recipe lacks."""
     parts = {key: key.rpartition(".") for key in options}
     if unknown := sorted({stage for stage, _, _ in parts.values()} - {"", *objectives}):
         raise SettingsError(f"options of {', '.join(unknown)}: stages are {_named(objectives)}")
     every = {key: value for key, value in options.items() if not parts[key][0]}
     own = {parts[key][2]: x for key, x in options.items() if parts[key][0] == objective}
-    return every | own
+    readers = {key: _readers(recipe, key, objectives) for key in every}
+    return {
+        key: value
+        for key, value in every.items()
+        if not readers[key] or objective in readers[key]  # of none: refused with its reason
+    } | own
+
+
+def with_preset(
+    name: str, recipe: Recipe, objective: str | None, options: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return objective and options of a run: the preset's, where they say nothing else, but for
+    what of it another objective does not read. Raises what `preset_of` and `plan_of` do."""
+    preset = preset_of(name, recipe.spec.family)
+    stages = objective or preset.objective
+    objectives = stages.split(",")
+
+    def counts(key: str) -> bool:
+        stage, _, option = key.rpartition(".")
+        readers = _readers(recipe, option, objectives)
+        return stage in readers if stage else bool(readers)
+
+    return stages, {**{k: v for k, v in preset.options.items() if counts(k)}, **options}
+
+
+def _readers(recipe: Recipe, name: str, objectives: Sequence[str | None]) -> list[str | None]:
+    """The stages that read an option; that of the checkpoint's own task may."""
+    plans = {objective: plan_of(recipe, objective) for objective in objectives}
+    return [
+        objective
+        for objective, (plan, target) in plans.items()
+        if target is None or follows(plan, target, name)
+    ]
 
 
 def _named(objectives: Sequence[str | None]) -> str:
@@ -88,8 +127,7 @@ def _named(objectives: Sequence[str | None]) -> str:
 def _check_same(folder: Path, options: Mapping[str, Any], seed: int) -> None:
     """TrainingError where a stage that is finished had other options."""
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    now = parse_options(FinetuneOptions, options).said()
-    if (metrics["options"], metrics["seed"]) != (now, seed):
+    if (metrics["options"], metrics["seed"]) != (options, seed):
         raise TrainingError(
             f"{folder} is of a run with other options or another seed: resume with the same, or "
             "train into another folder"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlserve.errors import DataError
+from vlserve.errors import DataError, SettingsError
 from vlserve.runtime.manifest import ImageInput, RegionInput
 from vlserve.runtime.text import Tokenizer, load_tokenizer
 from vlserve.training.finetune.data import TaskData
@@ -80,6 +80,11 @@ def _job(
     if objective == "tag" and not several:
         for each in data:
             _refuse_several(each)
+    if several and "label_smoothing" in options.model_fields_set:
+        raise SettingsError(
+            "training options: label_smoothing: items have several labels (multi_label in "
+            "config.json), each of which is learnt without it: leave it out"
+        )
     parts = head_parts(
         objective,
         labels,
