@@ -1,7 +1,7 @@
 """One process of a run of several: trains what the tests compare, and writes what came out.
 
-``python two_ranks.py FOLDER [stopped]``, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as
-torchrun sets them; alone without them.
+``python two_ranks.py FOLDER [stopped [branched]]``, with RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT as torchrun sets them; alone without them.
 """
 
 import os
@@ -63,11 +63,43 @@ class JoinedJob:
         return network.state_dict()
 
 
+class Branched(nn.Module):
+    """A network with a part that not every batch asks."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.branch = network, nn.Linear(3, 1)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        outputs: Tensor = self.network(batch)
+        return outputs
+
+
+class BranchedJob(JoinedJob):
+    """The second process alone asks the branch, and only in batches that wait for more."""
+
+    def losses(self, network: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:
+        losses = super().losses(network, batch)
+        if distributed.rank() == 0 or self.done % ACCUMULATE == 0:
+            return losses
+        branch = network.get_submodule("branch")(batch)
+        return {"plane": losses["plane"] + (branch - 1).square().mean()}
+
+
 def new_job(**more: Any) -> JoinedJob:
     """The same weights in every process; a step of all has ITEMS / STEPS items."""
+    return JoinedJob(new_network(), ITEMS // STEPS // distributed.size(), **more)
+
+
+def new_branched_job(**more: Any) -> JoinedJob:
+    """As `new_job`, of a network with a branch."""
+    network = Branched(new_network())
+    return BranchedJob(network, ITEMS // STEPS // distributed.size(), **more)
+
+
+def new_network() -> nn.Module:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-    return JoinedJob(network, ITEMS // STEPS // distributed.size(), **more)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
 
 
 def options(**more: Any) -> TrainOptions:
@@ -79,26 +111,30 @@ def main(folder: Path, *words: str) -> None:
     """Train as the words say: stopped in between, or not."""
     torch.set_num_threads(1)
     with distributed.joined():
-        work = train_stopped if words else train_whole
-        work(folder)
+        if "stopped" in words:
+            train_stopped(folder, new_branched_job if "branched" in words else new_job)
+        else:
+            train_whole(folder)
 
 
-def train_stopped(folder: Path) -> None:
+def train_stopped(folder: Path, new: Callable[..., JoinedJob]) -> None:
     """Train in ``whole``, and in ``stopped``: there the second process is asked to end while
-    gradients wait, and all go on afterwards."""
+    gradients wait, and all go on afterwards. Each process keeps its weights of both."""
 
     def stop(step: int) -> None:
         if step == STOPPED_AT and distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     own = options(accumulate=ACCUMULATE)
-    train(new_job(), own, 1, folder / "whole", facts={})
+    whole, rest = new(), new(done=STOPPED_AT)
+    train(whole, own, 1, folder / "whole", facts={})
     with suppress(KeyboardInterrupt):
-        train(new_job(at=stop), own, 1, folder / "stopped", facts={})
+        train(new(at=stop), own, 1, folder / "stopped", facts={})
     distributed.barrier()  # the first one has written
-    rest = new_job()
     train(rest, own, 1, folder / "stopped", facts={}, resume=True)
-    assert rest.done == own.epochs * STEPS - STOPPED_AT
+    assert rest.done == own.epochs * STEPS
+    for name, job in (("whole", whole), ("stopped", rest)):
+        torch.save(job.trained.state_dict(), folder / name / f"rank-{distributed.rank()}.pt")
 
 
 def train_whole(folder: Path) -> None:

@@ -141,23 +141,44 @@ class _Losses(nn.Module):
         super().__init__()
         self.network, self.losses = network, losses
 
-    def forward(self, batch: Any) -> dict[str, Tensor]:
-        return dict(self.losses(self.network, batch))
+    def forward(self, batch: Any, touch_waiting: bool) -> dict[str, Tensor]:
+        losses = dict(self.losses(self.network, batch))
+        if touch_waiting:
+            name = next(iter(losses))
+            losses[name] = losses[name] + _nothing_of_waiting(self.network)
+        return losses
+
+
+def _nothing_of_waiting(network: nn.Module) -> Tensor | float:
+    """Return 0, with a gradient of 0 for every parameter whose gradient waits."""
+    waiting = (x for x in network.parameters() if x.requires_grad and x.grad is not None)
+    return sum((x.flatten()[:0].sum() for x in waiting), start=0.0)
 
 
 class SharedLosses:
-    """Losses of a batch whose gradients are means over ranks."""
+    """Losses of a batch whose gradients are means over ranks.
+
+    DistributedDataParallel averages what a rank used since the last mean. Of gradients that were
+    read from a file it knows nothing: one that a single rank has would stay on that rank.
+    """
 
     def __init__(self, network: nn.Module, losses: Losses) -> None:
         self._module: nn.Module = _Losses(network, losses)
+        self._restored = False
         if size() > 1:
             self._module = DistributedDataParallel(
                 self._module, forward_sync_buffers=False, find_unused_parameters=True
             )
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self._module(batch)
+        touch = self._restored and bool(getattr(self._module, "require_backward_grad_sync", False))
+        self._restored = self._restored and not touch
+        losses: dict[str, Tensor] = self._module(batch, touch)
         return losses
+
+    def add_restored(self) -> None:
+        """Have gradients that were read from a file in the next mean over ranks."""
+        self._restored = size() > 1
 
     def alone(self, more_to_come: bool) -> AbstractContextManager[None]:
         """Keep gradients on their rank meanwhile, because more are to be added to them."""

@@ -178,6 +178,7 @@ def train(
     place = Place(1)
     if resume:
         load_state(out / LAST, state)
+        losses_of.add_restored()
         facts_before = load_facts(out / LAST)
         epochs = facts_before["epochs"]
         place = Place(len(epochs) + 1, *_steps_done(facts_before))

@@ -80,16 +80,22 @@ def test_two_processes_train_as_one_with_the_joint_batch(tmp_path: Path) -> None
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_gradients_that_wait_are_each_process_s_own(tmp_path: Path) -> None:
-    """A run that is stopped between two steps of the optimizer goes on to the same bytes."""
+@pytest.mark.parametrize("words", [(), ("branched",)], ids=("plain", "branched"))
+def test_gradients_that_wait_are_each_process_s_own(words: tuple[str, ...], tmp_path: Path) -> None:
+    """A run that is stopped between two steps of the optimizer goes on to the same bytes, and every
+    process has the same weights: also of a part of the network that one process alone asks, in
+    batches that wait."""
     folders = [tmp_path / "whole", tmp_path / "stopped"]
     for folder in folders:
         folder.mkdir()
-    in_two_processes(tmp_path, "stopped")
+    in_two_processes(tmp_path, "stopped", *words)
     for name in ("model.safetensors", "last.safetensors"):
         whole, stopped = (load_file(folder / name) for folder in folders)
         assert whole.keys() == stopped.keys()
         assert [key for key, tensor in whole.items() if not tensor.equal(stopped[key])] == []
+    for folder in folders:
+        first, second = (torch.load(folder / f"rank-{rank}.pt") for rank in range(2))
+        assert [key for key, tensor in first.items() if not tensor.equal(second[key])] == []
 
 
 @pytest.mark.long
