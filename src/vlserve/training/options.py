@@ -1,6 +1,6 @@
 """What every training run may be told."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -39,12 +39,15 @@ LATER = (
 """Options that runs of earlier versions did not have; at their defaults they are not kept."""
 
 
+_NO_LABELS = "of taggers alone: pairs have no labels"
+
+
 class TrainOptions(BaseModel):
     """Options of every family; a recipe adds its own, and may have other defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    idle: ClassVar[Collection[str]] = ()
-    """Options that no run of the kind reads."""
+    idle: ClassVar[Mapping[str, str]] = {}
+    """Options that no run of the kind reads, and why: they are refused."""
 
     epochs: int = Field(default=40, ge=1)
     patience: int = Field(default=10, ge=1)
@@ -131,6 +134,13 @@ class TrainOptions(BaseModel):
 class PairOptions(TrainOptions):
     """What a run on pairs may be told."""
 
+    idle: ClassVar[Mapping[str, str]] = {
+        "penalty": _NO_LABELS,
+        "focal_gamma": _NO_LABELS,
+        "class_weight_power": _NO_LABELS,
+        "augment": "a frozen part of the network sees each image once, unchanged",
+    }
+
     augment: bool = False
     label_smoothing: float = 0.0
 
@@ -152,9 +162,10 @@ DEMO_OPTIONS: Mapping[str, Any] = {
 
 
 def parse_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
-    """Values may be strings, as from ``--set key=value``. SettingsError names each wrong one."""
+    """Values may be strings, as from ``--set key=value``. SettingsError names each that is wrong,
+    or that no run of the kind reads."""
     try:
-        return kind.model_validate(options)
+        run_options = kind.model_validate(options)
     except ValidationError as error:
         names = ", ".join(name for name in kind.model_fields if name not in kind.idle)
         wrong = "; ".join(
@@ -162,3 +173,17 @@ def parse_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
             for item in error.errors(include_url=False, include_input=False)
         )
         raise SettingsError(f"training options: {wrong}. Options are {names}") from error
+    refuse(
+        f"{name}: {reason}"
+        for name, reason in kind.idle.items()
+        if name in run_options.model_fields_set
+    )
+    return run_options
+
+
+def refuse(reasons: Iterable[str]) -> None:
+    """Raise SettingsError where there are options that nothing would read, by name and reason."""
+    every = list(reasons)
+    if every:
+        pronoun = "it" if len(every) == 1 else "them"
+        raise SettingsError(f"training options: {'; '.join(every)}: leave {pronoun} out")

@@ -150,6 +150,14 @@ def test_bad_lines_and_trained_ids_are_left_out(files: tuple[Path, Path], tmp_pa
 def test_what_a_run_cannot_be_told(files: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="surprise"):
         run(files, tmp_path, options={"surprise": 1})
+    for name, value in {
+        "penalty": 1,
+        "focal_gamma": 1,
+        "class_weight_power": 1,
+        "augment": 1,
+    }.items():
+        with pytest.raises(SettingsError, match=f"options: {name}: .* leave it out"):
+            run(files, tmp_path, options={name: value})
     with pytest.raises(TrainingError, match="nothing to resume"):
         run(files, tmp_path, resume=True)
     assert is_of_pairs(load_recipe("dual_encoder", EXPORT))

@@ -134,6 +134,9 @@ def test_a_completed_config_of_vilbert_keeps_its_heads(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     encoder = case.exported("out").config["encoder"]
     assert encoder == config["encoder"] and encoder["text"]["heads"] == 2
+    start = tmp_path / "out" / "model.safetensors"
+    with pytest.raises(SettingsError, match=r"least_answers: config\.json .* names the answers"):
+        case.run("again", start=start, options={"least_answers": 1})
 
 
 def test_a_head_that_a_checkpoint_lacks_is_new_and_named_by_the_data(tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
 """Which options a run from a checkpoint follows: what nothing would read is refused."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from vlserve.errors import SettingsError
 from vlserve.training.finetune.plan import (
     OF_TAGGERS,
     CaptionerPlan,
@@ -12,6 +10,7 @@ from vlserve.training.finetune.plan import (
     Objective,
     VisionTextPlan,
 )
+from vlserve.training.options import refuse
 
 _PAIRS = "of retrieve, and of pretrain of albef and blip"
 OF_OBJECTIVES: Mapping[str, str] = {
@@ -48,7 +47,7 @@ def for_objective(
 ) -> FinetuneOptions:
     """Return the options with the smoothing that counts. SettingsError names those that were given
     and that nothing would read, and what decides instead."""
-    refuse_idle(plan, objective, options.model_fields_set)
+    refuse_idle(plan, objective, options)
     if "label_smoothing" in options.model_fields_set or not isinstance(plan, VisionTextPlan):
         return options
     if objective not in WRITTEN or not _smooths(plan, objective):
@@ -56,19 +55,14 @@ def for_objective(
     return options.model_copy(update={"label_smoothing": plan.smoothing})
 
 
-def refuse_idle(plan: FinetunePlan, objective: Objective | None, names: Any) -> None:
-    """Refuse options that a run of an objective does not read; None: that no run from a checkpoint
-    reads. SettingsError names them."""
-    reasons = [f"{name}: {reason}" for name, reason in OF_TAGGERS.items() if name in names]
-    if objective is not None:
-        reasons += [
-            f"{name}: {objective} does not read it; it is {owners}"
-            for name, owners in OF_OBJECTIVES.items()
-            if name in names and not follows(plan, objective, name)
-        ]
-    if reasons:
-        pronoun = "it" if len(reasons) == 1 else "them"
-        raise SettingsError(f"training options: {'; '.join(reasons)}: leave {pronoun} out")
+def refuse_idle(plan: FinetunePlan, objective: Objective, options: FinetuneOptions) -> None:
+    """Refuse options that were given and that a run of an objective does not read. SettingsError
+    names them."""
+    refuse(
+        f"{name}: {objective} does not read it; it is {owners}"
+        for name, owners in OF_OBJECTIVES.items()
+        if name in options.model_fields_set and not follows(plan, objective, name)
+    )
 
 
 def _smooths(plan: FinetunePlan, objective: Objective) -> bool:

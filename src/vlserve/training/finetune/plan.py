@@ -1,6 +1,6 @@
 """What a recipe says of how its networks go on learning: its attribute ``finetuning``."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -57,7 +57,7 @@ class FinetuneOptions(TrainOptions):
     """What a run from a checkpoint may be told; defaults are those of a fine-tuning. Those that are
     idle stand in records alone."""
 
-    idle: ClassVar[Collection[str]] = OF_TAGGERS.keys()
+    idle: ClassVar[Mapping[str, str]] = OF_TAGGERS
 
     epochs: int = Field(default=5, ge=1)
     patience: int = Field(default=5, ge=1)

@@ -26,7 +26,7 @@ from vlserve.training.finetune.item_augmentation import (
     refuse_idle_synonyms,
 )
 from vlserve.training.finetune.jobs import AnswerJob, CaptionJob, ClassJob, Items, Words
-from vlserve.training.finetune.option_use import for_objective, refuse_idle
+from vlserve.training.finetune.option_use import for_objective
 from vlserve.training.finetune.plan import (
     CaptionerPlan,
     FinetuneOptions,
@@ -45,7 +45,7 @@ from vlserve.training.finetune.regions.prepare import region_job
 from vlserve.training.finetune.retrieval import PairNetwork, RetrievalJob
 from vlserve.training.finetune.vocabulary import Vocabulary
 from vlserve.training.objectives.pretrain_align import BLIP_RAMP, BLIP_RULES, RULES, tie_decoder
-from vlserve.training.options import parse_options
+from vlserve.training.options import parse_options, refuse
 from vlserve.training.run import Job, OnProgress, Progress
 from vlserve.training.tagger_learning import add_dropout
 
@@ -80,9 +80,16 @@ def prepare(
     finetune_options = read_options(recipe, plan, target, options or {})
     # a decoder writes answers, and needs no row for each
     least = 1 if isinstance(plan, VisionTextPlan) else finetune_options.least_answers
-    names = partial(names_of, train_file, target, least)
+    counted: list[str] = []
+
+    def names() -> list[str]:
+        counted.extend(names_of(train_file, target, least))
+        return counted
+
     start = start_from(recipe, plan, checkpoint, config, target, seed, names)
     finetune_options = for_objective(plan, start.objective, finetune_options)
+    if not counted and "least_answers" in finetune_options.model_fields_set:
+        refuse(["least_answers: config.json beside the checkpoint names the answers"])
     if _lacks_word_head(plan, start):
         start = replace(start, new=(*start.new, WORD_HEAD))
 
@@ -109,7 +116,6 @@ def read_options(
     """Parse options of a run of the recipe's family; of an objective, where it is known before the
     checkpoint is read. SettingsError names those that are wrong, or that are not followed."""
     finetune_options = parse_options(FinetuneOptions, options)
-    refuse_idle(plan, objective, finetune_options.model_fields_set)
     if isinstance(plan, VisionTextPlan):
         refuse_idle_synonyms(finetune_options)
     else:
