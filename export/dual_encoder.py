@@ -185,7 +185,7 @@ class Training:
             "training": dict(training),
         }
 
-    def pretrained(self) -> dict[str, Tensor]:
+    def pretrained(self, options: Options) -> dict[str, Tensor]:
         image = {f"image.{name}": tensor for name, tensor in image_weights().items()}
         return image | {f"text.{name}": tensor for name, tensor in text_weights().items()}
 

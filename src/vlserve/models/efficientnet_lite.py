@@ -42,6 +42,17 @@ LITE0 = (
     _stage(1, 3, 1, 6, 320),
 )
 
+LITE2 = (
+    _stage(1, 3, 1, 1, 16),
+    _stage(3, 3, 2, 6, 24),
+    _stage(3, 5, 2, 6, 48),
+    _stage(4, 3, 2, 6, 88),
+    _stage(4, 5, 1, 6, 120),
+    _stage(5, 5, 2, 6, 208),
+    _stage(1, 3, 1, 6, 352),
+)
+"""Lite0's with 1.1 times its channels, in steps of 8, and 1.2 times its blocks, rounded up."""
+
 
 class EfficientNetLiteConfig(BaseModel):
     """Sizes; those of Lite0 by default. ``features``: channels of the last feature map."""

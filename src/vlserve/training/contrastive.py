@@ -63,7 +63,7 @@ class PairPlan(Protocol):
         """Return config.json of a new checkpoint."""
         ...
 
-    def pretrained(self) -> Mapping[str, Tensor]:
+    def pretrained(self, options: Any) -> Mapping[str, Tensor]:
         """Return every tensor of ``encoder``, by its name there."""
         ...
 
@@ -125,7 +125,7 @@ def fit_pairs(
     start = time.monotonic()
     plan: PairPlan = recipe.training  # type: ignore[attr-defined]
     pair_options = parse_options(plan.options, options or {})
-    weights = plan.pretrained()
+    weights = plan.pretrained(pair_options)
     facts: dict[str, Any] = {
         "options": pair_options.said(),
         "seed": seed,

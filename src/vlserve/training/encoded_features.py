@@ -23,7 +23,7 @@ from vlserve.training.plan import digest_of
 from vlserve.training.samples import OnRead, Samples, run_by_name, taken_by
 from vlserve.training.tagger_augmentation import Augmentation
 
-FORMAT = b"2"
+FORMAT = b"3"
 """Of what is kept."""
 ENCODE_BATCH = 16
 REPORT_BATCHES = 8
@@ -99,7 +99,7 @@ def encode(
     encoder: Encoder, samples: Samples, cache: Path, on_read: OnRead | None = None
 ) -> EncodedSamples:
     """Return the outputs of the encoder for every sample, from ``cache`` where it has them: it
-    keeps them under a digest of the weights, the images and the titles, so that nothing in it can
+    keeps them under a digest of the network, the images and the titles, so that nothing in it can
     be stale. What several samples share, an image or a title, is encoded once."""
     everything = np.arange(len(samples))
     text = {
@@ -247,6 +247,7 @@ def _quiet() -> Iterator[None]:
 
 def _digest(frozen: nn.Module, samples: Samples) -> str:
     digest = hashlib.sha256(FORMAT + digest_of(frozen.state_dict()).encode())
+    digest.update(repr(frozen).encode())  # which of the layers' states it gives
     digest.update(repr(samples.images.shape).encode())
     for image in samples.images:
         digest.update(image.tobytes())

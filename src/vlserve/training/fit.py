@@ -86,7 +86,7 @@ def fit(
     start = time.monotonic()
     plan = training_plan(recipe)
     train_options = _parse(plan, options or {})
-    weights = dict(plan.pretrained()) if plan.frozen else {}
+    weights = dict(plan.pretrained(train_options)) if plan.frozen else {}
     facts: dict[str, Any] = {
         "options": train_options.said(),
         "seed": seed,

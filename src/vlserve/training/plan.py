@@ -43,7 +43,7 @@ class TrainingPlan(Protocol):
         """Return config.json of a new checkpoint."""
         ...
 
-    def pretrained(self) -> Mapping[str, Tensor]:
+    def pretrained(self, options: Any) -> Mapping[str, Tensor]:
         """Return every tensor of ``frozen``, by its name there; asked only where there is one.
         TrainingError says what to install where the weights are not at hand."""
         ...

