@@ -30,7 +30,7 @@ def holder(file: Path, own_mib: int = 0) -> Iterator[psutil.Process]:
     """A process that has read ``file`` by a mapping, and holds ``own_mib`` besides."""
     command = [sys.executable, "-c", HOLD, str(file), str(own_mib * MIB)]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     ) as process:
         assert process.stdout and process.stdout.readline() == "held\n"
         yield psutil.Process(process.pid)
