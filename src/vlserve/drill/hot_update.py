@@ -143,7 +143,11 @@ def judge(
     if strays := lags.count(math.inf):
         wrong["version without traffic"] = strays
     lags = [lag for lag in lags if lag < math.inf]
-    firsts = [_first_answer_ms(move, exchanges) for move in moves[1:]]
+    answers: dict[int | None, list[Exchange]] = {}
+    for each in exchanges:
+        if each.wanted is None and each.failure is None:
+            answers.setdefault(each.version, []).append(each)
+    firsts = [_first_answer_ms(move, answers.get(move.version, [])) for move in moves[1:]]
     worst = max(exchanges, key=lambda each: each.latency_ms)
     by_percent = quantiles([each.latency_ms for each in exchanges], n=100, method="inclusive")
     largest_lag_ms = max(lags, default=0.0)
@@ -187,8 +191,9 @@ def lag_ms(exchange: Exchange, moves: Sequence[Step]) -> float:
     traffic: 0 when it had not, infinite when it was not even the last to lose it."""
     if exchange.wanted is not None or exchange.version is None:
         return 0.0
-    count = bisect_right([move.returned_s for move in moves], exchange.sent_s)
-    under_way = [move for move in moves[count:] if move.begun_s <= exchange.answered_s]
+    count = bisect_right(moves, exchange.sent_s, key=lambda move: move.returned_s)
+    begun = bisect_right(moves, exchange.answered_s, key=lambda move: move.begun_s)
+    under_way = moves[count:begun]
     newest = moves[count - 1]
     if exchange.version in {move.version for move in (newest, *under_way)}:
         return 0.0
@@ -197,16 +202,10 @@ def lag_ms(exchange: Exchange, moves: Sequence[Step]) -> float:
     return math.inf
 
 
-def _first_answer_ms(move: Step, exchanges: Sequence[Exchange]) -> float:
-    answers = (
-        each.answered_s
-        for each in exchanges
-        if each.wanted is None
-        and each.version == move.version
-        and each.failure is None
-        and each.sent_s > move.begun_s
-    )
-    return max(0.0, (min(answers, default=math.inf) - move.returned_s) * 1000)
+def _first_answer_ms(move: Step, answers: Sequence[Exchange]) -> float:
+    """From the return of a move to the first of its version's ``answers``."""
+    times = (each.answered_s for each in answers if each.sent_s > move.begun_s)
+    return max(0.0, (min(times, default=math.inf) - move.returned_s) * 1000)
 
 
 def _during(exchange: Exchange, steps: Sequence[Step]) -> str:
