@@ -233,6 +233,9 @@ def test_a_ledger_from_before_tuning_is_read(control: Control, pack: Archive) ->
     for (table,) in raw.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
         if table not in then and not table.startswith("sqlite_"):
             raw.execute(f"DROP TABLE {table}")
+    indexes = "SELECT name FROM sqlite_schema WHERE type = 'index' AND sql LIKE 'CREATE INDEX%'"
+    for (index,) in raw.execute(indexes).fetchall():
+        raw.execute(f"DROP INDEX {index}")
     raw.execute("PRAGMA user_version = 2")
     raw.close()
     settings = Settings(model_store=store, state_dir=store.parent / "state")
