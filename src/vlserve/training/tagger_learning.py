@@ -96,9 +96,9 @@ def make_loss(
 
 def class_weights(targets: NDArray[np.int64], power: float) -> Tensor:
     """Return weights (labels,) of targets (items, labels), one 1 an item: n^-power, n items of a
-    label, scaled so that the items' mean weight is 1. Every label has an item."""
+    label, scaled so that the items' mean weight is 1; without any as if it had one."""
     items = targets.sum(axis=0)
-    weights = items.astype(np.float64) ** -power
+    weights = items.clip(min=1).astype(np.float64) ** -power
     return torch.from_numpy(weights * items.sum() / (weights @ items)).float()
 
 

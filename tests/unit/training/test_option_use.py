@@ -49,7 +49,7 @@ READ: dict[tuple[str, str], set[str]] = {
     ("vilbert", "entail"): {"label_smoothing"},
     ("vilbert", "pretrain"): set(),
     ("visualbert", "answer"): {"least_answers"},
-    ("visualbert", "tag"): {"label_smoothing"},
+    ("visualbert", "tag"): {"label_smoothing", "focal_gamma", "class_weight_power"},
     ("visualbert", "pretrain"): set(),
     ("s2", "caption"): {"reward_workers"},
     ("m2", "reward"): {"reward_workers"},

@@ -245,6 +245,31 @@ def test_several_labels_need_a_sigmoid_each(tmp_path: Path) -> None:
     assert 0 <= case.run("out").metrics["accuracy"] <= 1
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_tags_are_learnt_by_the_losses_of_taggers(several: bool, tmp_path: Path) -> None:
+    """Focal loss, and where an item has one label its weight: one of four is ``a``."""
+    case = Prepared("visualbert-tag", tmp_path, "tag")
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"multi_label": several}), encoding="utf-8"
+    )
+
+    def loss(**options: Any) -> float:
+        files = (case.checkpoint, case.train, case.val)
+        still = OPTIONS | {"dropout": 0.0, "batch_size": 12}
+        report = dry_run(case.recipe, *files, objective="tag", options=still | options)
+        return float(report.losses["tag"])
+
+    assert loss(focal_gamma=2.0) < loss(focal_gamma=0.0)
+    if several:
+        with pytest.raises(SettingsError, match="class_weight_power: items have several labels"):
+            loss(class_weight_power=1.0)
+    else:
+        plain = loss(label_smoothing=0.0)
+        assert loss(label_smoothing=0.0, class_weight_power=1.0) != pytest.approx(plain, rel=1e-4)
+        assert loss(focal_gamma=1e-6) == pytest.approx(plain, rel=1e-4)
+
+
 def test_a_network_with_a_resnet_learns_from_images(tmp_path: Path) -> None:
     """Its features are those that the archive's graph makes; the ResNet stays as it is."""
     case = Prepared("visualbert-coattention-answer", tmp_path, "answer")

@@ -101,6 +101,8 @@ def test_class_weights_level_rare_and_common_labels() -> None:
     assert class_weights(targets, 0.0).tolist() == [1, 1, 1]
     level = class_weights(targets, 1.0)  # every label's items weigh 7 of 21 together
     torch.testing.assert_close(level * torch.tensor([16, 4, 1]), torch.full((3,), 7.0))
+    absent = class_weights(np.eye(4, dtype=np.int64)[[0, 0, 1]], 1.0)
+    assert absent.isfinite().all() and absent[3] == absent[1] == 2 * absent[0]
     between = class_weights(targets, 0.5)
     torch.testing.assert_close(between / between[0], torch.tensor([1.0, 2.0, 4.0]))
     assert float((between * torch.tensor([16, 4, 1])).sum()) == pytest.approx(21)

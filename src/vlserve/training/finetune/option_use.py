@@ -19,6 +19,8 @@ OF_OBJECTIVES: Mapping[str, str] = {
     "alpha": _PAIRS,
     "least_answers": "of answer where each answer has a row of its own (vilbert, visualbert)",
     "reward_workers": "of captioners of features (s2, m2)",
+    "focal_gamma": "of tag",
+    "class_weight_power": "of tag",
     "label_smoothing": "of entail, reason and tag, and of what albef and blip write",
 }
 """Options that some objectives read, and which."""
@@ -37,6 +39,8 @@ def follows(plan: FinetunePlan, objective: Objective, name: str) -> bool:
         return isinstance(plan, CaptionerPlan)
     if name == "least_answers":
         return objective == "answer" and not writes
+    if name in ("focal_gamma", "class_weight_power"):
+        return objective == "tag"
     if name == "label_smoothing":
         return _smooths(plan, objective)
     return writes and objective in ("retrieve", "pretrain")

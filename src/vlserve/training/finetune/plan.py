@@ -39,16 +39,13 @@ Objective = Literal[
 
 
 _CONFIG = "config.json beside the checkpoint decides it"
-_LOSS = "of taggers without --from; the objective has a loss of its own"
 OF_TAGGERS: Mapping[str, str] = {
     "image_height": f"{_CONFIG} (image)",
     "image_width": f"{_CONFIG} (image)",
     "max_length": _CONFIG,
     "text_cleaning": _CONFIG,
     "augment": "of taggers without --from; augmentation names what changes items here",
-    "penalty": _LOSS,
-    "focal_gamma": _LOSS,
-    "class_weight_power": _LOSS,
+    "penalty": "of linear heads, which are trained without --from",
 }
 """Options that no run from a checkpoint reads, and what decides instead."""
 

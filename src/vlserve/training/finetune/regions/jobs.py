@@ -24,6 +24,8 @@ ANNOTATORS = 10
 Scores = Callable[[Any, Mapping[str, Tensor]], Tensor]
 """A network and a batch -> its head's logits."""
 Loss = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+ClassLoss = Callable[[Tensor, Tensor], Tensor]
+"""Logits and targets of 0 and 1, (batch, labels) -> mean loss."""
 Targets = Callable[[Sequence[Any]], Batch]
 """Items -> what is to be found, by name."""
 Figures = Callable[[Tensor, Mapping[str, Tensor]], dict[str, list[float]]]
@@ -112,9 +114,10 @@ def head_parts(
     *,
     by_score: bool,
     several: bool,
-    smoothing: float,
+    class_loss: ClassLoss,
 ) -> dict[str, Any]:
-    """Targets, loss, figures and what chooses the best epoch, of an objective."""
+    """Targets, loss, figures and what chooses the best epoch, of an objective. ``class_loss``: of
+    tag, entail and reason."""
     if objective == "ground":
         return {
             "targets": lambda _: {},
@@ -132,16 +135,14 @@ def head_parts(
     if objective == "tag" and several:
         return {
             "targets": partial(_tag_targets, labels=labels),
-            "loss": lambda logits, batch: F.binary_cross_entropy_with_logits(
-                logits, batch["target"]
-            ),
+            "loss": lambda logits, batch: class_loss(logits, batch["target"]),
             "figures_of": lambda logits, batch: {},
             "chosen_by": "map",
         }
     return {
         "targets": partial(_class_targets, labels=labels),
-        "loss": lambda logits, batch: classify.cross_entropy(
-            logits, batch["target"], smoothing=smoothing
+        "loss": lambda logits, batch: class_loss(
+            logits, F.one_hot(batch["target"], logits.shape[1])
         ),
         "figures_of": _class_figures,
         "chosen_by": "accuracy",

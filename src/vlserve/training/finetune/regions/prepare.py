@@ -1,7 +1,7 @@
 """The job of a network that reads regions, and its data."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlserve.errors import DataError, SettingsError
+from vlserve.errors import DataError
 from vlserve.runtime.manifest import ImageInput, RegionInput
 from vlserve.runtime.text import Tokenizer, load_tokenizer
 from vlserve.training.finetune.data import TaskData
 from vlserve.training.finetune.initial_network import Start
 from vlserve.training.finetune.jobs import Items
 from vlserve.training.finetune.plan import FinetuneOptions, FinetunePlan
-from vlserve.training.finetune.regions.data import Extractor, RegionFiles, read_region_data
+from vlserve.training.finetune.regions.data import (
+    Extractor,
+    RegionFiles,
+    named,
+    read_region_data,
+)
 from vlserve.training.finetune.regions.inputs import RegionInputs
 from vlserve.training.finetune.regions.jobs import HeadJob, TagJob, head_parts
 from vlserve.training.finetune.regions.matching import MatchJob, Pairs
@@ -25,7 +30,9 @@ from vlserve.training.finetune.regions.pretrain import RegionPretrainJob
 from vlserve.training.finetune.vocabulary import Vocabulary
 from vlserve.training.objectives.pretrain_regions import RegionTarget
 from vlserve.training.optimisers import freeze
+from vlserve.training.options import refuse
 from vlserve.training.run import Job
+from vlserve.training.tagger_learning import class_weights, make_loss
 
 LABELS: dict[str, tuple[Any, ...]] = {
     "reason": (False, True),
@@ -80,21 +87,36 @@ def _job(
     if objective == "tag" and not several:
         for each in data:
             _refuse_several(each)
-    if several and "label_smoothing" in options.model_fields_set:
-        raise SettingsError(
-            "training options: label_smoothing: items have several labels (multi_label in "
-            "config.json), each of which is learnt without it: leave it out"
+    if several:
+        refuse(
+            f"{name}: items have several labels (multi_label in config.json), each of which is "
+            "learnt without it"
+            for name in ("label_smoothing", "class_weight_power")
+            if name in options.model_fields_set
         )
+    power = options.class_weight_power
+    class_loss = make_loss(
+        multi_label=several,
+        label_smoothing=0.0 if several else options.label_smoothing,
+        class_weights=class_weights(_rows(data[0], labels), power) if power else None,
+        gamma=options.focal_gamma,
+    )
     parts = head_parts(
         objective,
         labels,
         plan.answer_loss,
         by_score=plan.by_score,
         several=several,
-        smoothing=options.label_smoothing,
+        class_loss=class_loss,
     )
     kind = TagJob if several else HeadJob
     return kind(network, items, inputs, objective, scores, **parts)
+
+
+def _rows(data: TaskData, labels: Sequence[str]) -> NDArray[np.int64]:
+    """Labels of items, 0 and 1, (items, labels)."""
+    rows = [[label in named(item) for label in labels] for item in data.file.items]
+    return np.array(rows, dtype=np.int64)
 
 
 def _refuse_several(data: TaskData) -> None:
