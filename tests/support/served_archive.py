@@ -103,22 +103,27 @@ class Load:
     def ask(self, kept: bool) -> None:
         while True:
             with httpx.Client(base_url=self.url, timeout=60.0, trust_env=False) as http:
-                outcome = self._ask_once(http, is_new=True)
+                outcome, closes = self._ask_once(http, is_new=True)
                 while kept and outcome == "200":
-                    outcome = self._ask_once(http, is_new=False)
+                    outcome, closes = self._ask_once(http, is_new=closes)
             if outcome == REFUSED:
                 return
 
-    def _ask_once(self, http: httpx.Client, is_new: bool) -> str:
+    def _ask_once(self, http: httpx.Client, is_new: bool) -> tuple[str, bool]:
+        """Return what came of a request, and whether its answer closes the connection, so that the
+        next one goes over a new one. ``is_new``: whether this one does."""
         time.sleep(PAUSE_S)
+        closes = False
         try:
-            outcome = str(http.post("/predictions/tagger", json=QUESTION).status_code)
+            answer = http.post("/predictions/tagger", json=QUESTION)
+            outcome = str(answer.status_code)
+            closes = answer.headers.get("connection") == "close"
         except httpx.ConnectError:
             outcome = REFUSED
         except httpx.TransportError as error:
             outcome = REFUSED if is_new and _is_unread(error) else repr(error)
         self.outcomes.append(outcome)
-        return outcome
+        return outcome, closes
 
 
 def _is_unread(error: httpx.TransportError) -> bool:
